@@ -1,0 +1,42 @@
+"""Turns `{"_target_": "package.module.Name", **options}` into an object."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from vggexp.errors import UserError
+
+
+def locate(target: str) -> Any:
+    """The class or function that `_target_` names.
+
+    The caller has checked that `target` lies in an allowed package; here the object must also be defined there, so
+    that a module's imports are no way out of it.
+
+    Raises:
+        UserError: there is no such class or function.
+    """
+    module, _, name = target.rpartition(".")
+    package = module.split(".")[0]
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"_target_={target}: cannot be loaded: {error}") from error
+    if not callable(found) or getattr(found, "__module__", "").split(".")[0] != package:
+        raise UserError(f"_target_={target}: is not a class or function of {package}")
+    return found
+
+
+def construct(spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
+    """Calls what `_target_` names with `args`, the spec's other entries and `extra`.
+
+    Raises:
+        UserError: there is no such object, or it does not take these options.
+    """
+    options = dict(spec)
+    target = options.pop("_target_")
+    factory = locate(target)
+    try:
+        return factory(*args, **options, **extra)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"_target_={target}: {error}") from error

@@ -1,0 +1,249 @@
+"""From a command line to checked configs, or to one line that says what is wrong with it."""
+
+import argparse
+import difflib
+import functools
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from vggexp.errors import UserError
+from vggexp.schema import SCHEMAS, Config
+
+_PACKAGED, _CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
+CONF = str(_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT)
+"""The folder of the YAML files: inside an installed package, at the top of a checkout."""
+
+
+@functools.cache
+def run_name() -> str:
+    """A name for this process's run or sweep that no other process has, in the order of time."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
+
+
+OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Hydra's own flags; `overrides` holds the rest."""
+    args = get_args_parser().parse_args(argv)
+    if getattr(args, "experimental_rerun", None):
+        raise UserError("--experimental-rerun: refused, it runs code from a pickle; repeat the command instead")
+    for name in ("config_path", "config_dir"):
+        folder = getattr(args, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"--{name.replace('_', '-')} {folder}: no such folder")
+    args.config_path = str(Path(args.config_path).resolve()) if args.config_path else CONF
+    return args
+
+
+def check(raw: DictConfig) -> Config:
+    """The typed form of a composed config.
+
+    Raises:
+        UserError: a key or a value is not what the schema allows.
+    """
+    job = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"])
+    try:
+        values = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from None
+    assert isinstance(values, dict)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, values)) from None
+
+
+def configs(args: argparse.Namespace) -> tuple[list[Config], DictConfig]:
+    """Every config that a command line asks for, checked: one, or with `--multirun` one per job.
+
+    Returns:
+        The configs in the order of the jobs, and Hydra's own config.
+
+    Raises:
+        UserError: nothing may start.
+    """
+    with _hydra(args) as loader:
+        overrides = _parse_overrides(args.overrides, loader)
+        if not args.multirun:
+            raw = _compose(args, args.overrides, overrides)
+            return [check(raw)], raw.hydra
+        fixed = [o for o in overrides if not o.is_sweep_override()]
+        raw = _compose(args, [_text(o) for o in fixed], fixed)
+        if not str(raw.hydra.sweeper._target_).endswith("BasicSweeper"):
+            return [check(raw)], raw.hydra
+        params = [f"{key}={value}" for key, value in (raw.hydra.sweeper.params or {}).items()]
+        every = _parse_overrides([*params, *args.overrides], loader)
+        jobs = BasicSweeper.split_arguments(every, None)[0]
+        return [check(_compose(args, job, _parse_overrides(job, loader))) for job in jobs], raw.hydra
+
+
+@contextmanager
+def _hydra(args: argparse.Namespace) -> Iterator[ConfigLoader]:
+    Plugins.instance()  # reads the plugin folders once; Hydra's own start then finds them
+    with initialize_config_dir(args.config_path, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        if args.config_dir:
+            path = f"file://{Path(args.config_dir).resolve()}"
+            loader.get_search_path().prepend("command-line", path, "main")
+        yield loader
+
+
+def _compose(args: argparse.Namespace, overrides: list[str], parsed: list[Override]) -> DictConfig:
+    name = args.config_name or "config"
+    try:
+        return compose(name, overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        loader = GlobalHydra.instance().config_loader()
+        raise UserError(_diagnose(name, parsed, loader) or _one_line(error)) from None
+
+
+def _parse_overrides(overrides: list[str], loader: ConfigLoader) -> list[Override]:
+    try:
+        return OverridesParser.create(loader).parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"{_one_line(error)}; write KEY=VALUE, and quote what the shell would change") from None
+
+
+def _text(override: Override) -> str:
+    return override.input_line or ""
+
+
+def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    for name in loader.list_groups(parent):
+        path = f"{parent}/{name}" if parent else name
+        yield path
+        yield from _groups(loader, path)
+
+
+def _diagnose(config_name: str, overrides: list[Override], loader: ConfigLoader) -> str | None:
+    """Says which override Hydra could not place, with the names that would have fitted."""
+    groups = list(_groups(loader))
+    chosen = []
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups and not override.is_delete():
+            choices = [c for c in loader.get_group_options(key) if c != "__init__"]
+            value = override.value()
+            for choice in value if isinstance(value, list) else [value]:
+                if choice is not None and str(choice) not in choices:
+                    text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
+                    return text + _nearest(str(choice), choices, f"{key}=")
+            chosen.append(_text(override))
+    try:
+        base = compose(config_name, overrides=chosen, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    for override in overrides:
+        if override.key_or_group in groups or override.is_add() or override.is_force_add():
+            continue
+        node: Any = base
+        parts = override.key_or_group.split(".")
+        for depth, part in enumerate(parts):
+            if not OmegaConf.is_dict(node) or part not in node:
+                where = ".".join(parts[:depth])
+                names = sorted(str(n) for n in node) if OmegaConf.is_dict(node) else []
+                names = [n for n in names if n not in ("hydra", "_target_")]
+                if not where:
+                    names = sorted({*names, *(g for g in groups if "/" not in g and g != "hydra")})
+                return _unknown(".".join(parts), _value_text(override), where, part, names)
+            node = node._get_node(part)
+            if OmegaConf.is_interpolation(node):
+                break
+    return None
+
+
+def _value_text(override: Override) -> str:
+    return _text(override).partition("=")[2]
+
+
+def _unknown(key: str, value: str, where: str, part: str, names: list[str]) -> str:
+    prefix = f"{where}." if where else ""
+    has = f"{where or 'the config'} has {', '.join(names)}" if names else f"{where} has no keys below it"
+    return f"{key}={value}: unknown key; {has}" + _nearest(part, names, prefix)
+
+
+def _nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
+    match = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{match[0]}?" if match else ""
+
+
+def _explain(error: ValidationError, values: dict[Any, Any]) -> str:
+    """The first fault in one line: key, value, what is allowed. A union reports a fault per member; they are joined."""
+    faults = error.errors()
+    path = _key(faults[0]["loc"], values)
+    same = [fault for fault in faults if _key(fault["loc"], values) == path]
+    fault, key = same[0], ".".join(path)
+    value = _show(fault["input"])
+    if fault["type"] == "extra_forbidden":
+        names = sorted(_fields(path[:-1], values))
+        return _unknown(key, value, ".".join(path[:-1]), path[-1], names)
+    if fault["type"] == "missing":
+        return f"{key}: missing; put it back, or choose its group's default"
+    if fault["type"] == "value_error":
+        return (f"{key}: " if key else "") + str(fault["ctx"]["error"])
+    text = dict.fromkeys(f["msg"].replace("Input should be ", "").replace("Input should ", "") for f in same)
+    hint = ""
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        hint = _nearest(fault["input"], fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
+    return f"{key}={value}: must be {' or '.join(text)}{hint}"
+
+
+def _key(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
+    """The part of a fault's place that the config knows; behind it pydantic names the members of a union."""
+    key: list[str] = []
+    for part in loc:
+        if isinstance(values, dict):
+            key.append(str(part))
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            key.append(str(part))
+            values = values[part]
+        else:
+            break
+    return tuple(key)
+
+
+def _fields(path: tuple[str, ...], values: Any) -> list[str]:
+    """The names that the schema knows at a place of the config."""
+    schema: Any = Config
+    for part in path:
+        values = values[part]
+        target = values.get("_target_")
+        schema = SCHEMAS[target] if target in SCHEMAS else schema.model_fields[part].annotation
+    assert issubclass(schema, BaseModel)
+    return [name for name in schema.model_fields if name != "target"]
+
+
+def _show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _one_line(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def fail(error: UserError) -> int:
+    """Prints the line and returns the exit code."""
+    print(f"vggexp: {error}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,289 @@
+"""Finds the four IDX files of an MNIST-like set, proves them by sha256 and keeps them in a cache.
+
+Sources, in this order: the cache, a folder that the user names, the system folder of Debian's package, the mirrors,
+Debian's package fetched and unpacked in a temporary folder (no root needed). The sha256 of the decompressed file is
+the only proof; a file that fails it is named and looked for in the next source.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from vggexp.errors import UserError
+
+log = logging.getLogger("vggexp.data")
+
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+MAX_BYTES = 1 << 28  # no source may hand us more than this for one file
+
+Progress = Callable[[str, int], None]
+"""Told the name of the file under way and how many of its bytes came since the last call."""
+
+
+@dataclass(frozen=True)
+class IDXSet:
+    """What a set is and where it can be had.
+
+    Args:
+        name: of the cache folder.
+        classes: names, by label.
+        sha256: of each of the four decompressed files, by file name.
+        system_dir: where the system's package manager puts the files.
+        debian_package: that carries them in `system_dir`.
+        mirrors: https folders that hold the files as .gz.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    sha256: Mapping[str, str]
+    system_dir: str = ""
+    debian_package: str = ""
+    mirrors: tuple[str, ...] = ()
+
+
+FASHION_MNIST = IDXSet(
+    name="fashion-mnist",
+    classes=(
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    sha256={
+        TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        TEST_IMAGES: "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        TEST_LABELS: "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    system_dir="/usr/share/datasets/fashion-mnist",
+    debian_package="dataset-fashion-mnist",
+    mirrors=(
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+    ),
+)
+
+
+class Refused(Exception):
+    """A source does not have a file, or has a wrong one; the text says which and why."""
+
+
+def obtain(
+    spec: IDXSet,
+    root: str | None = None,
+    cache_dir: str | None = None,
+    *,
+    online: bool = True,
+    progress: Progress = lambda name, count: None,
+) -> dict[str, bytes]:
+    """The four files, verified and decompressed, by name; afterwards they lie in the cache.
+
+    Args:
+        root: a folder to look in before all but the cache: files plain or .gz, or with torchvision's sub-folders.
+        cache_dir: the cache's parent; default `$VGGEXP_CACHE`, else the user's cache folder.
+        online: whether mirrors and Debian's package may be asked.
+
+    Raises:
+        UserError: no source has a file, or the cache cannot be written.
+    """
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"data.root={root}: no such folder; name one that holds {TRAIN_IMAGES}(.gz) and the others")
+    folder = cache_folder(cache_dir) / spec.name
+    files: dict[str, bytes] = {}
+    for name in spec.sha256:
+        try:
+            files[name] = _read(folder, name, spec.sha256[name])
+        except FileNotFoundError:
+            break
+        except Refused as refusal:
+            log.warning("refused %s; looking for another", refusal)
+            break
+    if len(files) == len(spec.sha256):
+        return files
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"), tempfile.TemporaryDirectory() as scratch:
+            return {name: _fill(spec, name, root, folder, Path(scratch), online, progress) for name in spec.sha256}
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir={folder}: {error.strerror or error}; name a folder that can be written", 1
+        ) from error
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Where verified sets are kept."""
+    if cache_dir or os.environ.get("VGGEXP_CACHE"):
+        return Path(cache_dir or os.environ["VGGEXP_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vggexp"
+
+
+def parse(content: bytes) -> np.ndarray:
+    """The uint8 array of an IDX file (format: LeCun's MNIST page), read-only, without a copy.
+
+    Raises:
+        ValueError: the header does not fit the content.
+    """
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError("not an IDX file of unsigned bytes")
+    rank = content[3]
+    start = 4 + 4 * rank
+    shape = tuple(int(n) for n in np.frombuffer(content[4:start], dtype=">u4"))
+    if len(shape) != rank or len(content) - start != int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"the header says {shape}, the file holds {len(content) - start} bytes")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def _fill(
+    spec: IDXSet, name: str, root: str | None, folder: Path, scratch: Path, online: bool, progress: Progress
+) -> bytes:
+    """One file from the first source that has it right, written into the cache by an atomic rename."""
+    tried = []
+    for source in _sources(spec, name, root, folder, scratch, online, progress):
+        try:
+            content = source()
+        except FileNotFoundError:
+            continue
+        except Refused as refusal:
+            tried.append(str(refusal))
+            log.warning("refused %s", refusal)
+            continue
+        if not (folder / name).exists() or (folder / name).read_bytes() != content:
+            temporary = folder / f".{name}.{os.getpid()}"
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, folder / name)
+        progress(name, len(content))
+        return content
+    places = ", ".join(filter(None, [root, spec.system_dir, *(spec.mirrors if online else ())]))
+    package = f" or install Debian's {spec.debian_package}" if spec.debian_package else ""
+    raise UserError(
+        f"{name}: not found, or not the true one, in {folder}, {places}; "
+        f"copy the four files of {spec.name} into a folder and set data.root=FOLDER,{package}",
+        1,
+    )
+
+
+def _sources(
+    spec: IDXSet, name: str, root: str | None, folder: Path, scratch: Path, online: bool, progress: Progress
+) -> Iterator[Callable[[], bytes]]:
+    sha256 = spec.sha256[name]
+    yield lambda: _read(folder, name, sha256)
+    if root is not None:
+        for place in (Path(root), Path(root) / "FashionMNIST" / "raw", Path(root) / spec.name):
+            yield lambda place=place: _read(place, name, sha256)  # type: ignore[misc]
+    if spec.system_dir:
+        yield lambda: _read(Path(spec.system_dir), name, sha256)
+    if online:
+        for mirror in spec.mirrors:
+            yield lambda mirror=mirror: _download(f"{mirror}/{name}.gz", sha256, scratch, progress)  # type: ignore[misc]
+        if spec.debian_package and shutil.which("apt-get") and shutil.which("dpkg-deb"):
+            yield lambda: _read(_unpack(spec, scratch), name, sha256)
+
+
+def _read(folder: Path, name: str, sha256: str) -> bytes:
+    """A plain or .gz file of a folder, proven.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        Refused: it is not the true file.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            try:
+                raw = path.read_bytes()
+            except OSError as error:
+                raise Refused(f"{path}: {error.strerror}") from error
+            return _prove(raw, str(path), sha256)
+    raise FileNotFoundError(folder / name)
+
+
+def _prove(raw: bytes, place: str, sha256: str) -> bytes:
+    content = raw
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            engine = zlib.decompressobj(wbits=31)
+            content = engine.decompress(raw, MAX_BYTES)
+        except zlib.error as error:
+            raise Refused(f"{place}: broken gzip: {error}") from error
+        if not engine.eof:
+            raise Refused(f"{place}: truncated gzip")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise Refused(f"{place}: its sha256 is not {sha256[:12]}… ({len(content)} bytes)")
+    return content
+
+
+def _download(url: str, sha256: str, scratch: Path, progress: Progress) -> bytes:
+    host = url.split("/")[2]
+    unreachable = scratch / f"unreachable-{host}"  # a host that cannot be reached is asked once, not once a file
+    if unreachable.exists():
+        raise FileNotFoundError(url)
+    name, received = url.rsplit("/", 1)[1].removesuffix(".gz"), bytearray()
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            while chunk := response.read(1 << 18):
+                received += chunk
+                progress(name, len(chunk))
+                if len(received) > MAX_BYTES:
+                    raise Refused(f"{url}: more than {MAX_BYTES} bytes")
+    except urllib.error.HTTPError as error:
+        raise Refused(f"{url}: {error}") from error
+    except OSError as error:
+        unreachable.touch()
+        raise Refused(f"{url}: {getattr(error, 'reason', error)}") from error
+    return _prove(bytes(received), url, sha256)
+
+
+def _unpack(spec: IDXSet, scratch: Path) -> Path:
+    """Fetches and unpacks Debian's package below `scratch`, once; with package lists of its own if there are none."""
+    tree = scratch / "package"
+    files = tree / spec.system_dir.lstrip("/")
+    if tree.exists():
+        return files
+    tree.mkdir()
+    log.warning("fetching Debian's package %s", spec.debian_package)
+    state = scratch / "apt"
+    (state / "lists" / "partial").mkdir(parents=True)
+    (state / "cache" / "archives" / "partial").mkdir(parents=True)
+    quiet = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::http::Timeout=20"]
+    own = ["-o", f"Dir::State::lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}"]
+    download = ["download", spec.debian_package]
+    try:
+        if not _succeeds([*quiet, *download], scratch):
+            _run([*quiet, *own, "update"], scratch)
+            _run([*quiet, *own, *download], scratch)
+        (archive,) = scratch.glob("*.deb")
+        _run(["dpkg-deb", "-x", str(archive), str(tree)], scratch)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        raise Refused(f"Debian's package {spec.debian_package}: {reason}") from error
+    return files
+
+
+def _run(command: list[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
+
+
+def _succeeds(command: list[str], folder: Path) -> bool:
+    return subprocess.run(command, cwd=folder, capture_output=True, timeout=300).returncode == 0

@@ -1,0 +1,13 @@
+"""Mistakes that a user can mend."""
+
+
+class UserError(Exception):
+    """Told in one line, without a traceback: the message names the key, the value and the remedy.
+
+    Args:
+        exit_code: 2 where the command or the config is wrong, 1 where the world is (no data, a full disk).
+    """
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,98 @@
+"""The LightningModule: one step for three stages, exact means over samples, no synchronisation within a step.
+
+N images of a batch, C channels, S pixels, K classes.
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from vggexp.build import construct
+
+
+class Classifier(L.LightningModule):
+    """Trains and scores an image classifier by cross-entropy.
+
+    Its hyperparameters are plain Python values, so that a checkpoint explains itself without a config.
+
+    Args:
+        model, optimizer, scheduler: `_target_` and options, as in the config groups.
+        validates: the stage that is scored after each epoch, "val" or "test".
+    """
+
+    def __init__(
+        self, model: dict[str, Any], optimizer: dict[str, Any], scheduler: dict[str, Any], validates: str = "val"
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.validates = validates
+        self.net: nn.Module = construct(model).to(memory_format=torch.channels_last)
+        # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
+        self.scores = nn.ModuleDict({f"{stage}_scores": _scores(model) for stage in ("train", "val", "test")})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, S, S) images in [0, 1] → (N, K) logits."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        scores = self._scores_of(stage)
+        scores["loss"].update(loss.detach(), weight=len(labels))
+        scores["acc"].update(logits.detach(), labels)
+        return loss
+
+    def _finish(self, stage: str) -> None:
+        scores = self._scores_of(stage)
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.compute().items()})
+        scores.reset()
+
+    def _scores_of(self, stage: str) -> MetricCollection:
+        scores = self.scores[f"{stage}_scores"]
+        assert isinstance(scores, MetricCollection)
+        return scores
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._step(batch, self.validates)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def on_train_epoch_end(self) -> None:
+        self._finish("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish(self.validates)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = construct(self.hparams["optimizer"], self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = construct(self.hparams["scheduler"], optimizer, steps)
+        if scheduler is None:
+            return optimizer  # type: ignore[no-any-return]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _scores(model: dict[str, Any]) -> MetricCollection:
+    # looking for NaN and checking labels would each stop the device once a step
+    return MetricCollection(
+        {
+            "loss": MeanMetric(nan_strategy="disable"),
+            "acc": MulticlassAccuracy(model["num_classes"], average="micro", validate_args=False),
+        },
+        compute_groups=False,
+    )

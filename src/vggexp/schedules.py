@@ -1,0 +1,49 @@
+"""Learning-rate schedules over the whole run, each stepped once per optimizer step.
+
+A schedule is a function of the optimizer and the number of steps; its options are shares, so that they fit a run of
+any length.
+"""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> None:
+    """The optimizer's own rate, from the first step to the last."""
+
+
+def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LRScheduler:
+    """A linear rise over the share `warmup` of the steps, then half a cosine down to `final` × lr.
+
+    Source: Loshchilov & Hutter, "SGDR", 2017, without restarts.
+    """
+    rise = warmup * total_steps
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        progress = min(1.0, (step - rise) / max(1.0, total_steps - 1 - rise))
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def onecycle(
+    optimizer: Optimizer, total_steps: int, warmup: float = 0.3, initial: float = 0.04, final: float = 1e-4
+) -> LRScheduler:
+    """From `initial` × lr up to lr over the share `warmup` of the steps, then down to `final` × lr, both as cosines.
+
+    Source: Smith & Topin, "Super-Convergence", 2018. Momentum stays as the optimizer has it.
+    """
+    peak = optimizer.param_groups[0]["lr"]
+    return OneCycleLR(
+        optimizer,
+        max_lr=peak,
+        total_steps=max(total_steps, 2),
+        pct_start=warmup,
+        div_factor=1 / initial,
+        final_div_factor=initial / final,
+        cycle_momentum=False,
+    )

@@ -1,0 +1,216 @@
+"""What a config may hold: every key with its type and range. The values themselves stand in `conf/`.
+
+Nothing heavy is imported here, so that a mistake is answered before torch is loaded.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+ALLOWED = ("vggexp.", "torch.optim.")
+"""Where a `_target_` may come from; `allowed_packages` adds the user's own."""
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+"""A number of batches (an integer) or a share of them (a float)."""
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys, values of another type, nan and inf are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Component(Section):
+    """A class or function, named by `_target_`, with its keyword arguments."""
+
+    target: str = Field(alias="_target_")
+
+    def spec(self) -> dict[str, Any]:
+        """Plain Python values, for `vggexp.build.construct`."""
+        return self.model_dump(by_alias=True)
+
+
+class Model(Component):
+    """What every network takes."""
+
+    image_size: int
+    in_channels: int = Field(ge=1)
+    num_classes: int = Field(ge=2)
+
+
+class VGG(Model):
+    arch: Literal["vgg11", "vgg13", "vgg16", "vgg19"]
+    ratio: Literal[1, 2, 4, 8, 16, 32, 64]  # the divisors of all channel counts and of the hidden units
+    image_size: int = Field(ge=32)
+    dropout: Fraction
+    init: Literal["default", "kaiming", "xavier"]
+
+
+class Data(Component):
+    """What every data set takes."""
+
+    root: str | None
+    cache_dir: str | None
+    resize: int = Field(ge=32)
+    batch_size: int = Field(ge=1)
+    val_size: int = Field(ge=0)
+    train_size: Annotated[int, Field(ge=1)] | None
+    num_workers: int = Field(ge=0)
+    test_each_epoch: bool
+
+
+class Optimizer(Component):
+    """What every optimizer takes."""
+
+    lr: Positive
+    weight_decay: NotNegative
+
+
+class Adam(Optimizer):
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Positive
+    fused: bool
+
+
+class SGD(Optimizer):
+    momentum: Fraction
+    nesterov: bool
+    fused: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum, for example optimizer.momentum=0.9")
+        return self
+
+
+class Scheduler(Component):
+    """A learning rate as a function of the step, from the first to the last of the run."""
+
+
+class Cosine(Scheduler):
+    warmup: Fraction
+    final: Fraction
+
+
+class OneCycle(Scheduler):
+    warmup: Annotated[float, Field(gt=0, lt=1)]
+    initial: Annotated[float, Field(gt=0, le=1)]
+    final: Annotated[float, Field(gt=0, le=1)]
+
+
+class EarlyStopping(Section):
+    patience: Annotated[int, Field(ge=1)] | None
+    min_delta: NotNegative
+
+
+class Trainer(Section):
+    """Arguments of Lightning's Trainer under Lightning's names; only `early_stopping` is ours."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)]
+    num_nodes: int = Field(ge=1)
+    strategy: Literal["auto", "ddp"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    max_epochs: int = Field(ge=0)
+    max_steps: Annotated[int, Field(ge=1)] | None
+    max_time: Annotated[str, Field(pattern=r"^\d\d:\d\d:\d\d:\d\d$")] | None
+    accumulate_grad_batches: int = Field(ge=1)
+    gradient_clip_val: Positive | None
+    gradient_clip_algorithm: Literal["norm", "value"]
+    limit_train_batches: Batches
+    limit_val_batches: Batches
+    limit_test_batches: Batches
+    check_val_every_n_epoch: int = Field(ge=1)
+    num_sanity_val_steps: int = Field(ge=0)
+    log_every_n_steps: int = Field(ge=1)
+    enable_progress_bar: bool
+    deterministic: bool
+    benchmark: bool
+    detect_anomaly: bool
+    sync_batchnorm: bool
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    early_stopping: EarlyStopping
+
+
+class _OtherModel(Model, extra="allow"): ...
+
+
+class _OtherData(Data, extra="allow"): ...
+
+
+class _OtherOptimizer(Optimizer, extra="allow"): ...
+
+
+class _OtherScheduler(Scheduler, extra="allow"): ...
+
+
+SCHEMAS: dict[str, type[Component]] = {
+    "vggexp.models.vgg.VGG": VGG,
+    "vggexp.data.FashionMNIST": Data,
+    "torch.optim.Adam": Adam,
+    "torch.optim.AdamW": Adam,
+    "torch.optim.SGD": SGD,
+    "vggexp.schedules.constant": Scheduler,
+    "vggexp.schedules.cosine": Cosine,
+    "vggexp.schedules.onecycle": OneCycle,
+    # a component from elsewhere is held to what all of its kind have in common
+    "model": _OtherModel,
+    "data": _OtherData,
+    "optimizer": _OtherOptimizer,
+    "scheduler": _OtherScheduler,
+}
+
+
+class Config(Section):
+    """One run."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    allowed_packages: list[str]
+    data: SerializeAsAny[Data]  # before the model, whose image size follows from it: a fault is told at its origin
+    model: SerializeAsAny[Model]
+    optimizer: SerializeAsAny[Optimizer]
+    scheduler: SerializeAsAny[Scheduler]
+    trainer: Trainer
+
+    @field_validator("model", "data", "optimizer", "scheduler", mode="wrap")
+    @classmethod
+    def _by_target(cls, value: Any, handler: Any, info: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("_target_"), str):
+            return handler(value)
+        return SCHEMAS.get(value["_target_"], SCHEMAS[info.field_name]).model_validate(value)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        allowed = (*ALLOWED, *(f"{package}." for package in self.allowed_packages))
+        for name in ("model", "data", "optimizer", "scheduler"):
+            target = getattr(self, name).target
+            if not target.startswith(allowed):
+                raise ValueError(
+                    f"{name}._target_={target}: not in an allowed package; to trust it, set "
+                    f"allowed_packages=[{target.split('.')[0]}]"
+                )
+        if self.trainer.early_stopping.patience is not None and self.data.val_size == 0:
+            raise ValueError(
+                "trainer.early_stopping.patience: watches val/acc, and data.val_size=0 leaves no validation set; "
+                "set data.val_size=5000"
+            )
+        if (
+            self.trainer.precision == "16-mixed"
+            and self.trainer.gradient_clip_val is not None
+            and getattr(self.optimizer, "fused", False)
+        ):
+            raise ValueError(
+                "optimizer.fused=true: cannot clip gradients in 16-mixed; set optimizer.fused=false or precision bf16-mixed"
+            )
+        return self
+
+    def hash(self) -> str:
+        """The same for two runs that must give the same numbers: sha256 over every key, in hexadecimal."""
+        text = json.dumps(self.model_dump(by_alias=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

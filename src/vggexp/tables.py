@@ -1,0 +1,97 @@
+"""What a run and a sweep say on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vggexp import record
+from vggexp.schema import Config
+
+
+def announce(cfg: Config, folder: Path) -> None:
+    """One line before anything heavy is loaded."""
+    model, data = cfg.model.spec(), cfg.data
+    network = model.get("arch") or cfg.model.target.rpartition(".")[2]
+    width = f" ratio {model['ratio']}" if "ratio" in model else ""
+    _console().print(
+        f"{network}{width}, {data.resize} px, {cfg.optimizer.target.rpartition('.')[2]} lr {cfg.optimizer.lr:g}, "
+        f"batch {data.batch_size}, {cfg.trainer.precision}, seed {cfg.seed} → {_short(folder)}",
+        soft_wrap=True,
+    )
+
+
+def show_result(result: Mapping[str, Any], folder: Path) -> None:
+    """The table at the end of a run."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = {
+        "test accuracy": _number(result.get("test/acc"), ".4f"),
+        "test loss": _number(result.get("test/loss"), ".4f"),
+        "epochs": f"{result['epochs']} (tested: {result['best_epoch'] or 'untrained'})",
+        "training speed": f"{_number(result['images_per_second'], ',.0f')} images/s",
+        "time": f"{result['seconds']:.0f} s",
+        "parameters": f"{result['parameters']:,}",
+        "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
+        "run folder": _short(folder),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value, style="bold" if name == "test accuracy" else "")
+    _console().print(table)
+    _console().print(f"look inside    tensorboard --logdir {_short(folder)}", soft_wrap=True)
+
+
+def show_sweep(folder: Path) -> None:
+    """The closing table of a sweep: what varied and the results, the best val/acc first, failures last."""
+    runs = [(path.parent, record.read(path.parent)) for path in sorted(folder.glob(f"*/{record.RESULT}"))]
+    if not runs:
+        return
+    configs = [_leaves(result["config"]) for _, result in runs]
+    varied = [key for key in configs[0] if len({str(config.get(key)) for config in configs}) > 1]
+    table = Table(title=f"{len(runs)} runs in {_short(folder)}")
+    for name in (*varied, "val/acc", "test/acc", "test/loss", "images/s", "seconds", "run"):
+        table.add_column(name, overflow="fold")
+    pairs = sorted(zip(runs, configs, strict=True), key=lambda pair: _rank(pair[0][1]))
+    for (path, result), config in pairs:
+        table.add_row(
+            *(str(config.get(key)) for key in varied),
+            _number(result.get("val/acc"), ".4f"),
+            _number(result.get("test/acc"), ".4f") if result["status"] == "completed" else result["status"],
+            _number(result.get("test/loss"), ".4f"),
+            _number(result.get("images_per_second"), ",.0f"),
+            _number(result.get("seconds"), ".0f"),
+            path.name,
+        )
+    _console().print(table)
+    for path, result in runs:
+        if result["status"] != "completed":
+            _console().print(f"{path.name}: {result['status']}: {result.get('reason', '')}", soft_wrap=True)
+
+
+def _rank(result: Mapping[str, Any]) -> float:
+    score = result.get("val/acc", result.get("test/acc"))
+    return -score if score is not None else 1.0
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _short(folder: Path) -> str:
+    """As the user would write it, from where they stand."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def _console() -> Console:
+    return Console(highlight=False)
