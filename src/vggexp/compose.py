@@ -11,14 +11,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -98,13 +99,16 @@ def configs(args: argparse.Namespace) -> tuple[list[Config], DictConfig]:
 
 @contextmanager
 def _hydra(args: argparse.Namespace) -> Iterator[ConfigLoader]:
-    Plugins.instance()  # reads the plugin folders once; Hydra's own start then finds them
-    with initialize_config_dir(args.config_path, version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        if args.config_dir:
-            path = f"file://{Path(args.config_dir).resolve()}"
-            loader.get_search_path().prepend("command-line", path, "main")
-        yield loader
+    """As `hydra.main` starts, which offers no way to compose and check first."""
+    version.setbase("1.3")
+    search_path = create_config_search_path(args.config_path)
+    if args.config_dir:
+        search_path.prepend("command-line", f"file://{Path(args.config_dir).resolve()}", SearchPathQuery("schema"))
+    Hydra.create_main_hydra2(task_name="vggexp", config_search_path=search_path)
+    try:
+        yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def _compose(args: argparse.Namespace, overrides: list[str], parsed: list[Override]) -> DictConfig:

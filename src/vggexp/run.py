@@ -118,7 +118,7 @@ def _log_hparams(logger: TensorBoardLogger, cfg: Config, result: dict[str, Any])
     """A row in TensorBoard's hparams table; its metrics are the scalars that the run has logged under these names."""
     flat = _flatten(cfg.model_dump(by_alias=True))
     metrics = {name: 0.0 for name in (*SCORES, "images_per_second") if name in result}
-    for summary in hparams(flat, metrics):
+    for summary in hparams(flat, metrics):  # type: ignore[no-untyped-call]
         writer = logger.experiment._get_file_writer()
         writer.add_summary(summary)
     logger.experiment.flush()

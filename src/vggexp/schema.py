@@ -205,9 +205,7 @@ class Config(Section):
             and self.trainer.gradient_clip_val is not None
             and getattr(self.optimizer, "fused", False)
         ):
-            raise ValueError(
-                "optimizer.fused=true: cannot clip gradients in 16-mixed; set optimizer.fused=false or precision bf16-mixed"
-            )
+            raise ValueError("optimizer.fused=true: cannot clip gradients in 16-mixed; set optimizer.fused=false")
         return self
 
     def hash(self) -> str:

@@ -32,7 +32,7 @@ class Throughput(L.Callback):
         if last and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._seconds = time.perf_counter() - self._start
-        if last or batch_idx % trainer.log_every_n_steps == 0:
+        if last or batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             lr = float(trainer.optimizers[0].param_groups[0]["lr"])
             for logger in trainer.loggers:  # not `self.log`, which would round it to float32
                 logger.log_metrics({"lr": lr}, step=trainer.global_step - 1)

@@ -56,7 +56,7 @@ class Batches(Sampler[Tensor]):
         if self.seed is not None:
             generator = np.random.default_rng([self.seed, 1 + self.epoch])
             order = order[torch.from_numpy(generator.permutation(len(order)))]
-        for batch in order.to(self.device).split(self.batch_size):
+        for batch in order.to(self.device).split(self.batch_size):  # type: ignore[no-untyped-call]
             yield batch[self.rank :: self.world_size]
 
 

@@ -1,0 +1,90 @@
+"""Fixtures: a small synthetic set, the real one where it can be had, and one run that many tests look at."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from vggexp import compose
+from vggexp.data import idx
+from vggexp.errors import UserError
+from vggexp.schema import Config
+
+TESTS = Path(__file__).parent
+TINY = (f"--config-dir={TESTS / 'conf'}", "data=synthetic", "allowed_packages=[synthetic]", "model.ratio=16")
+"""Command-line arguments that train a tiny network on the synthetic set."""
+QUICK = (*TINY, "optimizer.lr=0.002", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.init=kaiming")
+
+
+def configure(*overrides: str) -> Config:
+    """The checked config of a command line."""
+    (cfg,), _ = compose.configs(compose.parse(list(overrides)))
+    return cfg
+
+
+def vggexp(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m vggexp.ARGS` as a user would."""
+    paths = os.pathsep.join([str(TESTS), *filter(None, [env.pop("PYTHONPATH", "")])])
+    return subprocess.run(
+        [sys.executable, "-m", f"vggexp.{args[0]}", *args[1:]],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": paths} | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the synthetic set out of the user's cache, and says where it lies."""
+    import synthetic
+
+    root = synthetic.write(tmp_path_factory.mktemp("synthetic"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VGGEXP_TEST_ROOT", str(root))
+        patch.setenv("VGGEXP_REAL_CACHE", str(idx.cache_folder(None)))
+        patch.setenv("VGGEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_cache(_folders: None) -> str:
+    """A cache folder that holds the real Fashion-MNIST. In CI the set must be there; elsewhere its tests are skipped."""
+    cache = os.environ["VGGEXP_REAL_CACHE"]
+    try:
+        idx.obtain(idx.FASHION_MNIST, cache_dir=cache, online=False)
+    except UserError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"Fashion-MNIST is not here; `make data` fetches it ({error})")
+    return cache
+
+
+class Run(NamedTuple):
+    cfg: Config
+    folder: Path
+    result: dict[str, object]
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Trains in this process on the synthetic set."""
+    from vggexp.run import run
+
+    def call(*overrides: str) -> Run:
+        cfg = configure(*QUICK, *overrides)
+        folder = tmp_path_factory.mktemp("run")
+        return Run(cfg, folder, run(cfg, folder))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(train: Callable[..., Run]) -> Run:
+    """A finished run of two epochs, to look at."""
+    return train()

@@ -1,0 +1,56 @@
+"""A small MNIST-like set, made on the fly: each class is a bright bar at its own height, with noise."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from vggexp.data import idx
+from vggexp.data.datamodule import FashionMNIST
+
+TRAIN, TEST = 400, 130
+
+
+def _make() -> dict[str, bytes]:
+    generator = np.random.default_rng(7)
+    files = {}
+    for size, images_name, labels_name in (
+        (TRAIN, idx.TRAIN_IMAGES, idx.TRAIN_LABELS),
+        (TEST, idx.TEST_IMAGES, idx.TEST_LABELS),
+    ):
+        labels = generator.permutation(np.arange(size) % 10).astype(np.uint8)
+        images = generator.integers(0, 60, (size, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label + 2 : 2 * label + 6, 4:24] += 180
+        files[images_name] = encode(images)
+        files[labels_name] = encode(labels)
+    return files
+
+
+def encode(array: np.ndarray) -> bytes:
+    """As an IDX file of unsigned bytes."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
+
+
+FILES = _make()
+SOURCE = idx.IDXSet(
+    name="synthetic",
+    classes=tuple(f"bar {n}" for n in range(10)),
+    sha256={name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
+)
+
+
+class SyntheticMNIST(FashionMNIST):
+    source = SOURCE
+
+
+def write(folder: Path, compressed: bool = True) -> Path:
+    """The four files, as a source would hold them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in FILES.items():
+        if compressed:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
+        else:
+            (folder / name).write_bytes(content)
+    return folder

@@ -1,0 +1,66 @@
+"""The console command, and the package outside its checkout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, TESTS, vggexp
+
+ROOT = TESTS.parent
+
+
+def console(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "vggexp"), *args]
+    env = os.environ | {"PYTHONPATH": str(TESTS)}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
+    listed = console("--help", cwd=tmp_path)
+    assert listed.returncode == 0
+    assert {"train", "data"} <= set(listed.stdout.split())
+    wrong = console("trian", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "train" in wrong.stderr
+    refused = console("train", "model=vgg12", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "vgg11" in refused.stderr
+
+
+def test_help_names_groups_and_keys(tmp_path: Path) -> None:
+    done = vggexp("train", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("model: vgg11, vgg13, vgg16, vgg19", "experiment:", "resize: 224", "--multirun"):
+        assert word in done.stdout
+
+
+def test_make_help_lists_every_target_in_one_screen() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": " in line and "##" in line}  # fmt: skip  # noqa: E501
+    assert {"help", "setup", "data", "train", "test", "lint", "tensorboard", "sweep", "clean"} <= targets
+    assert {line.split()[0] for line in done.stdout.splitlines()[1:]} == targets
+    assert len(done.stdout.splitlines()) <= 24
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked as pip does, in a folder without the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", str(folder), str(ROOT)], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *options[:1], "--no-index", "--target", str(folder / "site"), str(wheel)], check=True)  # fmt: skip  # noqa: E501
+    return folder / "site"
+
+
+def test_the_wheel_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    done = vggexp("train", *QUICK, "debug=fast", "hydra.run.dir=run", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    where = "import vggexp.compose as c; print(c.CONF)"
+    env = os.environ | {"PYTHONPATH": str(installed)}
+    conf = subprocess.run([sys.executable, "-c", where], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip  # noqa: E501
+    assert conf.stdout.strip() == str(installed / "vggexp" / "conf")
+    assert (tmp_path / "run" / "result.json").exists()

@@ -1,0 +1,190 @@
+"""Every config that ships is valid; every mistake is one line that names the key, the value and what is allowed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY, configure, vggexp
+from vggexp import compose
+from vggexp.errors import UserError
+
+CHOICES = [
+    f"{group.name}={file.stem}" for group in sorted(Path(compose.CONF).iterdir()) if group.is_dir()
+    for file in sorted(group.glob("*.yaml"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_is_valid(choice: str) -> None:
+    configure(choice)
+
+
+def test_groups_are_those_promised() -> None:
+    assert set(CHOICES) >= {
+        *("model=vgg11", "model=vgg13", "model=vgg16", "model=vgg19", "data=fashion_mnist"),
+        *("optimizer=adam", "optimizer=adamw", "optimizer=sgd"),
+        *("scheduler=none", "scheduler=cosine", "scheduler=onecycle"),
+        *("trainer=default", "trainer=cpu", "trainer=gpu", "trainer=ddp"),
+        *("experiment=quickstart", "experiment=book", "debug=fast", "debug=overfit", "debug=profile"),
+    }
+
+
+def test_the_plain_command_is_the_chapters_run() -> None:
+    cfg = configure("model=vgg11", "model.ratio=4")
+    assert (cfg.model.image_size, cfg.data.batch_size, cfg.trainer.max_epochs) == (224, 128, 5)
+    assert cfg.optimizer.spec() == {
+        "_target_": "torch.optim.Adam", "lr": 0.001, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8,
+        "fused": True,
+    }  # fmt: skip
+
+
+def test_book_has_no_validation_split_and_scores_the_test_set_each_epoch() -> None:
+    cfg = configure("experiment=book")
+    assert (cfg.data.val_size, cfg.data.test_each_epoch) == (0, True)
+
+
+@pytest.mark.parametrize("path", sorted(Path(compose.CONF, "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_experiment_files_begin_with_their_command(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1] == f"# python -m vggexp.train experiment={path.stem}"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model=vgg12", "model=vgg12 vgg11, vgg13, vgg16, vgg19 did you mean model=vgg1"),
+        ("modle=vgg11", "modle=vgg11 unknown did you mean model?"),
+        ("experiment=quick", "experiment=quick did you mean experiment=quickstart?"),
+        ("data.rezise=96", "data.rezise=96 unknown key did you mean data.resize?"),
+        ("+data.rezise=96", "data.rezise=96 unknown key did you mean data.resize?"),
+        ("optimizer.momentum=0.9", "optimizer.momentum=0.9 unknown key betas"),
+        ("optimizer.lr.x=1", "optimizer.lr.x=1 unknown key"),
+        ("hydra.run.dri=x", "hydra.run.dri=x did you mean hydra.run.dir?"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: greater than 0"),
+        ("optimizer.lr=0", "optimizer.lr=0: greater than 0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan: finite"),
+        ("optimizer.lr=inf", "optimizer.lr=inf: finite"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: number"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] 2 items"),
+        ("model.ratio=3", "model.ratio=3: 1, 2, 4, 8, 16, 32 or 64"),
+        ("model.dropout=1", "model.dropout=1: less than 1"),
+        ("model.init=kayming", "model.init=kayming did you mean kaiming?"),
+        ("data.resize=31", "data.resize=31: greater than or equal to 32"),
+        ("data.resize=64.5", "data.resize=64.5: integer"),
+        ("data.batch_size=0", "data.batch_size=0: greater than or equal to 1"),
+        ("data.val_size=-1", "data.val_size=-1: greater than or equal to 0"),
+        ("data.test_each_epoch=maybe", "data.test_each_epoch=maybe: boolean"),
+        ("seed=1.5", "seed=1.5: integer"),
+        ("seed=abc", "seed=abc: integer"),
+        ("seed=true", "seed=true: integer"),
+        ("seed=-1", "seed=-1: greater than or equal to 0"),
+        ("seed=null", "seed=null: integer"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: greater than or equal to 0"),
+        ("trainer.precision=bf16", "trainer.precision=bf16: did you mean bf16-mixed?"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0:"),
+        ("trainer.limit_val_batches=1.5", "trainer.limit_val_batches=1.5:"),
+        ("trainer.early_stopping.patience=0", "trainer.early_stopping.patience=0:"),
+        ("trainer.max_time=5m", "trainer.max_time=5m:"),
+        ("trainer.devices=many", "trainer.devices=many: auto integer"),
+        ("model._target_=os.system", "model._target_=os.system allowed_packages"),
+        ("optimizer._target_=torch.optimizer.Evil", "optimizer._target_=torch.optimizer.Evil allowed_packages"),
+        ("~model", "model: missing"),
+        ("data.root=${nowhere}", "nowhere"),
+        ("optimizer.lr=[", "[ KEY=VALUE"),
+        ("verbose", "verbose KEY=VALUE"),
+        ("data.resize=32,64", "data.resize=32,64 --multirun"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(override: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        configure(override)
+    message = str(error.value)
+    assert "\n" not in message
+    assert error.value.exit_code == 2
+    for word in words.split(" "):
+        assert word in message
+
+
+def test_settings_that_contradict_are_named() -> None:
+    with pytest.raises(UserError, match=r"early_stopping.*val_size=0.*val_size=5000"):
+        configure("trainer.early_stopping.patience=2", "data.val_size=0")
+    with pytest.raises(UserError, match="nesterov"):
+        configure("optimizer=sgd", "optimizer.momentum=0")
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lr=-0\.0003"):
+        compose.configs(compose.parse(["-m", "data.resize=32,64", "optimizer.lr=1e-3,-3e-4"]))
+    jobs, _ = compose.configs(compose.parse(["-m", "data.resize=32,64", "seed=range(3)"]))
+    assert [(job.data.resize, job.seed) for job in jobs] == [(r, s) for r in (32, 64) for s in range(3)]
+
+
+def test_seed_zero_is_a_seed_and_part_of_the_hash() -> None:
+    assert configure("seed=0").seed == 0
+    assert configure("seed=0").hash() == configure().hash() != configure("seed=1").hash()
+
+
+def test_a_package_of_the_users_own_is_allowed_by_name() -> None:
+    assert configure(*TINY).data.target == "synthetic.SyntheticMNIST"
+    with pytest.raises(UserError, match=r"allowed_packages=\[synthetic\]"):
+        configure(*TINY, "allowed_packages=[]")
+
+
+@pytest.mark.parametrize("override", ["model=vgg12", "optimizer.lr=-1", "optimizer.lr=nan", "data.rezise=96", "model.ratio=3"])  # fmt: skip  # noqa: E501
+def test_the_command_answers_a_mistake_with_one_line_and_exit_2(override: str, tmp_path: Path) -> None:
+    done = vggexp("train", override, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert override.split("=")[0] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["model=vgg12"]], ids=" ".join)
+def test_answers_come_without_loading_torch(flags: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "numpy"}
+    assert done.returncode == (2 if flags == ["model=vgg12"] else 0)
+
+
+def test_rerunning_a_pickle_is_refused() -> None:
+    with pytest.raises(UserError, match="experimental-rerun"):
+        compose.parse(["--experimental-rerun", "config.pickle"])
+
+
+def test_names_of_runs_differ_between_processes() -> None:
+    code = "from vggexp.compose import run_name; print(run_name() == run_name(), run_name())"
+    command = [sys.executable, "-c", code]
+    names = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert all(name.startswith("True") for name in names)
+    assert names[0] != names[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vggexp tr", "train"),
+        ("vggexp train model=", "model=vgg19"),
+        ("vggexp train data.re", "data.resize="),
+    ],
+)
+def test_bash_completes(line: str, expected: str, tmp_path: Path) -> None:
+    words = line.split(" ")
+    script = f'''
+        eval "$(vggexp -sc install=bash)"
+        COMP_LINE="{line}" COMP_POINT={len(line)} COMP_CWORD={len(words) - 1}
+        hydra_bash_completion
+        printf "%s\\n" "${{COMPREPLY[@]}}"
+    '''
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", "-c", script]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert expected in done.stdout.split(), done.stderr

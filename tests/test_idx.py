@@ -1,0 +1,211 @@
+"""The set is found in the promised order, and nothing is believed but its sha256."""
+
+import gzip
+import io
+import logging
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from conftest import TESTS, TINY, vggexp
+
+from vggexp.data import idx
+from vggexp.errors import UserError
+
+IMAGES = idx.TRAIN_IMAGES
+
+
+def obtain(tmp_path: Path, spec: idx.IDXSet = synthetic.SOURCE, root: Path | None = None, online: bool = False) -> dict:
+    return idx.obtain(spec, str(root) if root else None, str(tmp_path / "cache"), online=online)
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> idx.IDXSet:
+    """The set, with a good system folder."""
+    return replace(synthetic.SOURCE, system_dir=str(synthetic.write(tmp_path / "system")))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_named_folder_fills_the_cache(tmp_path: Path, compressed: bool) -> None:
+    root = synthetic.write(tmp_path / "root", compressed)
+    assert obtain(tmp_path, root=root) == synthetic.FILES
+    assert obtain(tmp_path) == synthetic.FILES  # now from the cache alone
+    assert {p.name for p in (tmp_path / "cache" / "synthetic").iterdir()} == {".lock", *synthetic.FILES}
+
+
+def test_torchvisions_layout_is_known(tmp_path: Path) -> None:
+    synthetic.write(tmp_path / "root" / "FashionMNIST" / "raw")
+    assert obtain(tmp_path, root=tmp_path / "root") == synthetic.FILES
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:500] + bytes([content[500] ^ 1]) + content[501:]
+
+
+def swapped(content: bytes) -> bytes:
+    return synthetic.FILES[idx.TEST_IMAGES]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+FAULTS = [truncated, flipped, swapped, empty]
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_file_is_named_and_replaced_from_the_next_source(
+    fault: Callable[[bytes], bytes],
+    compressed: bool,
+    tmp_path: Path,
+    system: idx.IDXSet,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root = synthetic.write(tmp_path / "root", compressed)
+    path = root / (f"{IMAGES}.gz" if compressed else IMAGES)
+    path.write_bytes(fault(path.read_bytes()))
+    with caplog.at_level(logging.WARNING, "vggexp.data"):
+        assert obtain(tmp_path, system, root) == synthetic.FILES
+    assert f"refused {path}" in caplog.text
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_file_in_the_cache_is_named_and_replaced(
+    fault: Callable[[bytes], bytes], tmp_path: Path, system: idx.IDXSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    obtain(tmp_path, system)
+    path = tmp_path / "cache" / "synthetic" / IMAGES
+    path.write_bytes(fault(path.read_bytes()))
+    with caplog.at_level(logging.WARNING, "vggexp.data"):
+        assert obtain(tmp_path, system) == synthetic.FILES
+    assert f"refused {path}" in caplog.text
+    assert path.read_bytes() == synthetic.FILES[IMAGES]
+
+
+def test_with_no_source_left_one_line_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.root=FOLDER") as error:
+        obtain(tmp_path)
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
+    assert IMAGES in str(error.value)
+
+
+def test_folders_that_cannot_be_used_are_named(tmp_path: Path, system: idx.IDXSet) -> None:
+    with pytest.raises(UserError, match=r"data\.root=.*nowhere: no such folder"):
+        obtain(tmp_path, root=tmp_path / "nowhere")
+    (tmp_path / "cache").write_text("a file, not a folder")
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*can be written"):
+        obtain(tmp_path, system)
+
+
+class Mirrors:
+    """Stands in for the network: answers urlopen and remembers what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], bytes]) -> None:
+        self.asked: list[str] = []
+        self.answer = answer
+        monkeypatch.setattr(urllib.request, "urlopen", self.urlopen)
+
+    def urlopen(self, url: str, timeout: float) -> io.BytesIO:
+        self.asked.append(url)
+        return io.BytesIO(self.answer(url))
+
+
+def gz_of(url: str) -> bytes:
+    return gzip.compress(synthetic.FILES[url.rsplit("/", 1)[1].removesuffix(".gz")])
+
+
+ONLINE = replace(synthetic.SOURCE, mirrors=("https://one.example/a", "https://two.example/b"))
+
+
+def test_mirrors_are_asked_over_https_only() -> None:
+    assert idx.FASHION_MNIST.mirrors
+    assert all(url.startswith("https://") for url in idx.FASHION_MNIST.mirrors)
+
+
+def test_a_mirror_serves_when_no_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirrors = Mirrors(monkeypatch, gz_of)
+    assert obtain(tmp_path, ONLINE, online=True) == synthetic.FILES
+    assert mirrors.asked == [f"https://one.example/a/{name}.gz" for name in synthetic.FILES]
+
+
+def test_a_lying_mirror_is_refused_and_the_next_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirrors = Mirrors(monkeypatch, lambda url: b"<html>moved</html>" if "one" in url else gz_of(url))
+    assert obtain(tmp_path, ONLINE, online=True) == synthetic.FILES
+    assert len(mirrors.asked) == 8
+
+
+def test_an_unreachable_mirror_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(url: str) -> bytes:
+        if "one" in url:
+            raise urllib.error.URLError("no route")
+        return gz_of(url)
+
+    mirrors = Mirrors(monkeypatch, answer)
+    assert obtain(tmp_path, ONLINE, online=True) == synthetic.FILES
+    assert sum("one" in url for url in mirrors.asked) == 1
+
+
+def test_a_download_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "MAX_BYTES", 1 << 19)
+    Mirrors(monkeypatch, lambda url: bytes(1 << 20))
+    with pytest.raises(UserError):
+        obtain(tmp_path, ONLINE, online=True)
+
+
+def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "MAX_BYTES", 1 << 20)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / f"{IMAGES}.gz").write_bytes(gzip.compress(bytes(1 << 22)))
+    with pytest.raises(UserError):
+        obtain(tmp_path, root=root)
+
+
+def test_eight_processes_at_once_all_succeed(tmp_path: Path) -> None:
+    root = synthetic.write(tmp_path / "root")
+    code = f"""
+import synthetic
+from vggexp.data import idx
+files = idx.obtain(synthetic.SOURCE, {str(root)!r}, {str(tmp_path / "cache")!r})
+assert files == synthetic.FILES
+"""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r}){code}"]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    assert [(p.wait(120), p.communicate()[1]) for p in started] == [(0, "")] * 8
+    assert {p.name for p in (tmp_path / "cache" / "synthetic").iterdir()} == {".lock", *synthetic.FILES}
+
+
+def test_idx_headers_are_checked() -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert np.array_equal(idx.parse(synthetic.encode(array)), array)
+    for broken in (b"", b"\0\0\x09\x01", synthetic.encode(array)[:-1], synthetic.encode(array) + b"\0"):
+        with pytest.raises(ValueError, match="IDX|header"):
+            idx.parse(broken)
+
+
+def test_the_data_command_fetches_and_trains_nothing(tmp_path: Path) -> None:
+    done = vggexp("data", *TINY, f"data.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 files verified" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.real
+def test_the_real_set_has_its_shapes(real_cache: str) -> None:
+    files = idx.obtain(idx.FASHION_MNIST, cache_dir=real_cache, online=False)
+    assert [idx.parse(files[name]).shape for name in (IMAGES, idx.TRAIN_LABELS, idx.TEST_IMAGES, idx.TEST_LABELS)] == [
+        (60000, 28, 28), (60000,), (10000, 28, 28), (10000,)
+    ]  # fmt: skip

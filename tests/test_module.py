@@ -1,0 +1,94 @@
+"""Scores are exact means over samples; schedules span the run; components come from allowed places."""
+
+import math
+
+import pytest
+import torch
+from conftest import configure
+from torch import nn
+from torch.nn import functional as F
+
+from vggexp.build import construct, locate
+from vggexp.errors import UserError
+from vggexp.module import Classifier
+
+
+def classifier() -> Classifier:
+    cfg = configure("model.ratio=64", "data.resize=32")
+    return Classifier(cfg.model.spec(), cfg.optimizer.spec(), cfg.scheduler.spec())
+
+
+def test_scores_are_means_over_samples_not_over_batches() -> None:
+    torch.manual_seed(0)
+    module = classifier().eval()
+    images, labels = torch.rand(37, 1, 32, 32), torch.randint(0, 10, (37,))
+    with torch.no_grad():
+        logits = module(images)
+        for part in (slice(0, 32), slice(32, 36), slice(36, 37)):
+            module._step((images[part], labels[part]), "val")
+    scores = module._scores_of("val").compute()
+    assert scores["acc"] == (logits.argmax(1) == labels).float().mean()
+    assert scores["loss"].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_scores_of_a_stage_are_its_own_and_not_in_the_checkpoint() -> None:
+    module = classifier()
+    module._step((torch.rand(4, 1, 32, 32), torch.arange(4)), "train")
+    assert module._scores_of("val")["loss"].update_called is False
+    assert all(name.startswith("net.") for name in module.state_dict())
+
+
+def test_hyperparameters_are_plain_python() -> None:
+    def plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return all(plain(v) for v in value.values())
+        return isinstance(value, int | float | str | list | None)
+
+    assert plain(dict(classifier().hparams))
+
+
+def rates(name: str, steps: int, **options: float) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = construct({"_target_": f"vggexp.schedules.{name}", **options}, optimizer, steps)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return found
+
+
+def test_constant_keeps_the_rate() -> None:
+    assert set(rates("constant", 10)) == {0.5}
+
+
+def test_cosine_rises_then_falls_to_its_end() -> None:
+    found = rates("cosine", 100, warmup=0.1, final=0.02)
+    assert found[:11] == sorted(found[:11])
+    assert max(found) == pytest.approx(0.5)
+    assert found[10:] == sorted(found[10:], reverse=True)
+    assert found[-1] == pytest.approx(0.01)
+
+
+def test_onecycle_starts_peaks_and_ends_where_it_says() -> None:
+    found = rates("onecycle", 101, warmup=0.3, initial=0.1, final=0.001)
+    assert (found[0], max(found), found[-1]) == (pytest.approx(0.05), pytest.approx(0.5), pytest.approx(0.0005))
+    assert found.index(max(found)) == math.ceil(0.3 * 101) - 2
+
+
+@pytest.mark.parametrize("name", ["cosine", "onecycle"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_schedules_bear_the_shortest_runs(name: str, steps: int) -> None:
+    assert all(0 <= rate <= 0.5 for rate in rates(name, steps))
+
+
+@pytest.mark.parametrize("target", ["vggexp.nowhere.X", "vggexp.models.Nope", "vggexp.data.idx.subprocess", "vggexp.record.Path"])  # fmt: skip  # noqa: E501
+def test_targets_that_are_not_the_packages_own_are_refused(target: str) -> None:
+    with pytest.raises(UserError, match=f"_target_={target}"):
+        locate(target)
+
+
+def test_options_that_a_component_does_not_take_are_named() -> None:
+    with pytest.raises(UserError, match=r"_target_=vggexp\.models\.vgg\.VGG.*depth"):
+        construct({"_target_": "vggexp.models.vgg.VGG", "depth": 11})

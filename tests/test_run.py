@@ -1,0 +1,278 @@
+"""A run leaves true numbers in all the places where it leaves numbers, and the same ones each time."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, TESTS, Run, configure, vggexp
+from synthetic import TEST
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vggexp import record
+from vggexp.errors import UserError
+from vggexp.module import Classifier
+from vggexp.run import run
+
+SCORES = {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"}
+
+
+def logged(folder: Path) -> dict[str, list[float]]:
+    """Every value of every column of metrics.csv, in order."""
+    columns: dict[str, list[float]] = {}
+    with open(folder / "metrics.csv") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value:
+                    columns.setdefault(name, []).append(float(value))
+    return columns
+
+
+def test_a_run_learns_and_says_so(trained: Run) -> None:
+    result = trained.result
+    assert result.keys() >= SCORES | {
+        *("epochs", "best_epoch", "seconds", "images_per_second", "peak_memory_bytes", "parameters", "device"),
+    }
+    assert result["test/acc"] > 0.5
+    assert result["epochs"] == 2
+    assert 0 < result["seconds"] < 300
+    assert result["parameters"] == sum(p.numel() for p in Classifier(*specs(trained)).net.parameters())
+    assert 2**27 < result["peak_memory_bytes"] < 2**34
+
+
+def specs(trained: Run) -> tuple[dict, dict, dict]:
+    cfg = trained.cfg
+    return cfg.model.spec(), cfg.optimizer.spec(), cfg.scheduler.spec()
+
+
+def test_metrics_csv_holds_what_the_result_says(trained: Run) -> None:
+    columns = logged(trained.folder)
+    assert columns.keys() >= SCORES | {"lr", "images_per_second", "epoch", "step"}
+    best = trained.result["best_epoch"] - 1
+    for name in SCORES:
+        values = columns[name]
+        assert len(values) == (1 if name.startswith("test/") else 2)
+        assert values[best if name.startswith("val/") else -1] == trained.result[name]
+    assert set(columns["lr"]) == {0.002}
+
+
+def test_tensorboard_shows_the_same_values_and_a_row_of_hparams(trained: Run) -> None:
+    events = EventAccumulator(str(trained.folder)).Reload()
+    columns = logged(trained.folder)
+    for name in (*SCORES, "lr", "images_per_second"):
+        assert [s.value for s in events.Scalars(name)] == pytest.approx(columns[name], rel=1e-6)
+    assert "hp_metric" not in events.Tags()["scalars"]
+    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert {name.encode() in content for name in SCORES} == {True}
+    assert b"model.ratio" in content
+
+
+def test_checkpoints_load_safely_and_the_best_gives_the_stored_test_scores(trained: Run) -> None:
+    assert {p.name for p in (trained.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    best = trained.folder / "checkpoints" / "best.ckpt"
+    torch.load(best, weights_only=True)
+    module = Classifier.load_from_checkpoint(best, weights_only=True, map_location="cpu").eval()
+    from synthetic import SyntheticMNIST
+
+    data = SyntheticMNIST(root=trained.cfg.data.root, resize=32, batch_size=TEST)
+    data.setup()
+    images, labels = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    with torch.no_grad():
+        logits = module(images)
+    assert (logits.argmax(1) == labels).float().mean().item() == trained.result["test/acc"]
+    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(
+        trained.result["test/loss"], rel=1e-5
+    )
+
+
+def test_the_same_config_gives_the_same_bits(trained: Run, train: Callable[..., Run]) -> None:
+    again, other = train(), train("seed=1")
+    assert {name: again.result[name] for name in SCORES} == {name: trained.result[name] for name in SCORES}
+    assert other.result["test/loss"] != trained.result["test/loss"]
+
+
+def test_the_test_runs_on_the_best_epoch(train: Callable[..., Run]) -> None:
+    """A rate that ruins the network after it has learned: the best epoch is not the last."""
+    done = train("optimizer=sgd", "optimizer.lr=0.3", "trainer.max_epochs=6", "scheduler=none", "data.batch_size=50")
+    values = logged(done.folder)["val/acc"]
+    assert done.result["best_epoch"] == 1 + values.index(max(values))
+    assert done.result["val/acc"] == max(values)
+    checkpoint = torch.load(done.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == done.result["best_epoch"] - 1
+
+
+def test_the_book_scores_the_test_set_after_each_epoch(train: Callable[..., Run]) -> None:
+    done = train("data.val_size=0", "data.test_each_epoch=true")
+    columns = logged(done.folder)
+    assert len(columns["test/acc"]) == 2
+    assert columns["test/acc"][-1] == done.result["test/acc"]
+    assert "val/acc" not in columns
+    assert {p.name for p in (done.folder / "checkpoints").iterdir()} == {"last.ckpt"}
+
+
+def test_without_validation_the_last_weights_are_tested_once(train: Callable[..., Run]) -> None:
+    done = train("data.val_size=0")
+    assert len(logged(done.folder)["test/acc"]) == 1
+    assert done.result["best_epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "steps"),
+    [
+        (["trainer.max_epochs=0"], 0, 0),
+        (["trainer.max_steps=3"], 0, 3),
+        (["trainer.limit_train_batches=2", "trainer.limit_val_batches=1"], 2, 4),
+        (["trainer.limit_train_batches=0.5"], 2, 4),
+        (["trainer.accumulate_grad_batches=5"], 2, 2),
+        (["data.train_size=70"], 2, 4),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_lengths_of_training(train: Callable[..., Run], options: list[str], epochs: int, steps: int) -> None:
+    done = train(*options)
+    assert (done.result["epochs"], done.result["steps"]) == (epochs, steps)
+    assert 0 <= done.result["test/acc"] <= 1
+    assert (done.folder / "checkpoints" / "last.ckpt").exists() == (steps > 0)
+
+
+def test_early_stopping_stops(train: Callable[..., Run]) -> None:
+    done = train("optimizer.lr=1e-9", "trainer.max_epochs=20", "trainer.early_stopping.patience=2")
+    assert done.result["epochs"] < 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.precision=bf16-mixed"],
+        ["trainer.gradient_clip_val=0.5", "scheduler=onecycle"],
+        ["optimizer=adamw", "scheduler=cosine"],
+        ["optimizer=sgd", "data.num_workers=1"],
+        ["model=vgg19", "data.resize=33", "trainer.deterministic=true"],
+    ],
+    ids=" ".join,
+)
+def test_options_train_to_finite_scores(train: Callable[..., Run], options: list[str]) -> None:
+    done = train(*options, "trainer.max_epochs=1")
+    assert all(0 <= done.result[name] < 20 for name in SCORES)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.precision=16-mixed", "16-mixed.*bf16-mixed"),
+        ("model.num_classes=5", "num_classes=5.*10 classes"),
+        ("model.in_channels=3", "in_channels=3"),
+        ("data.val_size=400", "val_size=400.*400 images"),
+        ("data.root=/nowhere", "data.root=/nowhere"),
+    ],
+)
+def test_what_the_machine_or_the_data_cannot_do_is_one_line(override: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        run(configure(*QUICK, override), tmp_path)
+
+
+def test_a_claimed_folder_is_refused_to_a_second_run(tmp_path: Path) -> None:
+    record.claim(tmp_path / "a", record.RESULT, {}, "hydra.run.dir")
+    with pytest.raises(UserError, match=r"hydra\.run\.dir=.*holds a run already"):
+        record.claim(tmp_path / "a", record.RESULT, {}, "hydra.run.dir")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can be written"):
+        record.claim(tmp_path / "file", record.RESULT, {}, "hydra.run.dir")
+
+
+def only(paths: list[Path]) -> Path:
+    (path,) = paths
+    return path
+
+
+def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
+    done = vggexp("train", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = only(list((tmp_path / "outputs").iterdir()))
+    assert {p.name for p in folder.iterdir()} >= {".hydra", "checkpoints", "metrics.csv", "result.json"}
+    assert list(folder.glob("events.out.tfevents.*"))
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert (result["seed"], result["config_hash"]) == (0, configure(*QUICK).hash())
+    assert result["versions"]["torch"] == torch.__version__
+    assert result.keys() >= SCORES | {"config", "git", "hardware", "started", "command"}
+    assert f"{result['test/acc']:.4f}" in done.stdout
+    assert f"tensorboard --logdir outputs/{folder.name}" in done.stdout
+
+    again = vggexp("train", *QUICK, f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_a_sweep_gives_a_folder_per_job_and_a_closing_table(tmp_path: Path) -> None:
+    sweep = ["-m", *QUICK, "trainer.max_epochs=1", "data.resize=32,33", "optimizer.lr=0.002,1e-5"]
+    done = vggexp("train", *sweep, cwd=tmp_path, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    folder = only(list((tmp_path / "outputs").iterdir()))
+    results = [json.loads((folder / str(n) / "result.json").read_text()) for n in range(4)]
+    assert {(r["config"]["data"]["resize"], r["config"]["optimizer"]["lr"]) for r in results} == {
+        (32, 0.002), (32, 1e-5), (33, 0.002), (33, 1e-5)
+    }  # fmt: skip
+    table = done.stdout[done.stdout.index("4 runs in") :]
+    shown = [line.split("│") for line in table.splitlines() if "│" in line]
+    scores = [float(cells[3]) for cells in shown]
+    assert scores == sorted((round(r["val/acc"], 4) for r in results), reverse=True)
+
+    alone = vggexp("train", *QUICK, "trainer.max_epochs=1", "data.resize=33", "optimizer.lr=0.002", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    single = only([p for p in (tmp_path / "outputs").iterdir() if (p / "result.json").exists()])
+    result = json.loads((single / "result.json").read_text())
+    assert {name: result[name] for name in SCORES} == {name: results[2][name] for name in SCORES}
+
+
+def test_a_failing_job_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    done = vggexp("train", "-m", *QUICK, "trainer.max_epochs=1", "data.val_size=400,100", cwd=tmp_path)
+    assert done.returncode == 1 or done.returncode == 2
+    assert "Traceback" not in done.stderr
+    folder = only(list((tmp_path / "outputs").iterdir()))
+    failed, completed = (json.loads((folder / str(n) / "result.json").read_text()) for n in range(2))
+    assert (failed["status"], completed["status"]) == ("failed", "completed")
+    assert "data.val_size=400" in failed["reason"]
+    assert failed["reason"] in done.stdout
+
+
+def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vggexp.train", *QUICK, "trainer.max_epochs=5000", "hydra.run.dir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=_with_tests())
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+
+
+def _with_tests() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1"}
+
+
+def test_two_processes_count_every_test_image_once(tmp_path: Path) -> None:
+    options = [*QUICK, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
+    done = vggexp("train", *options, "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test/acc"] * TEST == pytest.approx(round(result["test/acc"] * TEST), abs=1e-4)
+    assert result["status"] == "completed"
+
+
+@pytest.mark.real
+def test_the_real_set_is_learned_in_150_steps(real_cache: str, tmp_path: Path) -> None:
+    options = ["model.ratio=8", "model.init=kaiming", "data.resize=32", f"data.cache_dir={real_cache}"]
+    limits = ["trainer.max_epochs=1", "trainer.limit_train_batches=150", "trainer.accelerator=cpu"]
+    result = run(configure(*options, *limits), tmp_path)
+    assert result["test/acc"] > 0.7

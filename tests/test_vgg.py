@@ -1,0 +1,127 @@
+"""The networks are the chapter's and the paper's, at every depth, width and size."""
+
+import copy
+import math
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggexp.data import FashionMNIST
+from vggexp.models import VGG
+from vggexp.models.vgg import CONVS
+
+
+def shapes(net: VGG, images: Tensor) -> list[tuple[int, ...]]:
+    """After each block, then after each layer of the classifier."""
+    found = []
+    for layer in (*net.features, *net.classifier):
+        images = layer(images)
+        found.append(tuple(images.shape))
+    return found
+
+
+def test_shapes_are_the_chapters() -> None:
+    with torch.device("meta"):
+        net, images = VGG("vgg11"), torch.empty(1, 1, 224, 224)
+    found = shapes(net, images)
+    assert found[:5] == [(1, 64, 112, 112), (1, 128, 56, 56), (1, 256, 28, 28), (1, 512, 14, 14), (1, 512, 7, 7)]
+    assert found[5] == (1, 25088)
+    assert [shape for shape, layer in zip(found[5:], net.classifier, strict=True) if isinstance(layer, nn.Linear)] == [
+        (1, 4096), (1, 4096), (1, 10)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "millions"), [(1, 224, 128.8), (4, 224, 8.06), (4, 96, 2.82)]
+)  # fmt: skip
+def test_parameter_counts_are_the_chapters(ratio: int, size: int, millions: float) -> None:
+    with torch.device("meta"):
+        net = VGG("vgg11", ratio=ratio, image_size=size)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+@pytest.mark.parametrize("arch", CONVS)
+def test_depth_is_the_papers(arch: str) -> None:
+    net = VGG(arch, ratio=64)
+    assert sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules()) == int(arch.removeprefix("vgg"))
+    assert [sum(isinstance(x, nn.Conv2d) for x in block) for block in net.features] == list(CONVS[arch])
+
+
+@pytest.mark.parametrize("size", [32, 33, 63, 95, 96, 100])
+def test_any_size_from_32_fits(size: int) -> None:
+    assert VGG(ratio=64, image_size=size)(torch.rand(2, 1, size, size)).shape == (2, 10)
+
+
+def test_options_reach_the_layers() -> None:
+    net = VGG("vgg11", ratio=16, image_size=32, in_channels=3, num_classes=7, dropout=0.25)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    assert [layer.p for layer in net.modules() if isinstance(layer, nn.Dropout)] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [({"arch": "vgg12"}, "arch=vgg12"), ({"ratio": 3}, "ratio=3"), ({"ratio": 0}, "ratio=0"), ({"image_size": 31}, "image_size=31")],
+)  # fmt: skip  # noqa: E501
+def test_arguments_out_of_range_are_named(options: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        VGG(**options)
+
+
+def test_pooling_before_relu_gives_the_chapters_bits() -> None:
+    torch.manual_seed(0)
+    net = VGG("vgg13", ratio=16, image_size=64, dropout=0.0)
+    chapter = copy.deepcopy(net)
+    for block in chapter.features:
+        layers = list(block)
+        layers[-2:] = [nn.ReLU(), nn.MaxPool2d(2)]
+        block.__init__(*layers)
+    images, labels = torch.rand(8, 1, 64, 64), torch.arange(8)
+    losses = []
+    for each in (net, chapter):
+        losses.append(F.cross_entropy(each(images), labels))
+        losses[-1].backward()
+    assert torch.equal(*losses)
+    for ours, theirs in zip(net.parameters(), chapter.parameters(), strict=True):
+        assert ours.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("init", ["kaiming", "xavier"])
+def test_inits_keep_images_apart_through_19_layers(init: Literal["kaiming", "xavier"]) -> None:
+    images = torch.rand(16, 1, 32, 32)
+
+    def spread(init: Literal["default", "kaiming", "xavier"]) -> float:
+        torch.manual_seed(0)
+        features = VGG("vgg19", ratio=8, image_size=32, init=init).features(images)
+        return (features - features.mean(dim=0)).std().item()
+
+    assert spread(init) > 100 * spread("default")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("arch", CONVS)
+def test_every_depth_learns_as_configured(arch: str, real_cache: str) -> None:
+    """On real images the loss falls below ln 10 − 0.3, which a dead network never does."""
+    from conftest import configure
+
+    from vggexp.module import Classifier
+
+    cfg = configure(f"model={arch}", "model.ratio=8", "data.resize=32", f"data.cache_dir={real_cache}")
+    torch.manual_seed(0)
+    module = Classifier(cfg.model.spec(), cfg.optimizer.spec(), cfg.scheduler.spec())
+    data = FashionMNIST(cache_dir=real_cache, resize=32)
+    data.setup()
+    optimizer = torch.optim.Adam(module.parameters(), lr=cfg.optimizer.lr, fused=True)
+    losses: list[float] = []
+    for batch in data.train_dataloader():
+        optimizer.zero_grad()
+        loss = module._step(data.on_after_batch_transfer(batch, 0), "train")
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if len(losses) >= 10 and sum(losses[-10:]) / 10 < math.log(10) - 0.3:
+            return
+    pytest.fail(f"after {len(losses)} steps the loss is {losses[-1]:.3f}")
