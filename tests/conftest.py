@@ -54,7 +54,7 @@ def _folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_cache(_folders: None) -> str:
-    """A cache folder that holds the real Fashion-MNIST. In CI the set must be there; elsewhere its tests are skipped."""
+    """A cache folder that holds the real set. In CI it must be there; elsewhere its tests are skipped, and say so."""
     cache = os.environ["VGGEXP_REAL_CACHE"]
     try:
         idx.obtain(idx.FASHION_MNIST, cache_dir=cache, online=False)

@@ -1,5 +1,6 @@
 """Every config that ships is valid; every mistake is one line that names the key, the value and what is allowed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, configure, vggexp
+from conftest import TESTS, TINY, configure, vggexp
 from vggexp import compose
 from vggexp.errors import UserError
 
@@ -94,8 +95,9 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("optimizer._target_=torch.optimizer.Evil", "optimizer._target_=torch.optimizer.Evil allowed_packages"),
         ("~model", "model: missing"),
         ("data.root=${nowhere}", "nowhere"),
-        ("optimizer.lr=[", "[ KEY=VALUE"),
-        ("verbose", "verbose KEY=VALUE"),
+        ("optimizer.lr=[", "optimizer.lr=[: KEY=VALUE"),
+        ("hydra.run.dir=a=b", "hydra.run.dir=a=b: KEY=VALUE quotes"),
+        ("verbose", "verbose: KEY=VALUE"),
         ("data.resize=32,64", "data.resize=32,64 --multirun"),
     ],
 )  # fmt: skip
@@ -188,3 +190,34 @@ def test_bash_completes(line: str, expected: str, tmp_path: Path) -> None:
         command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
     )
     assert expected in done.stdout.split(), done.stderr
+
+
+def test_a_network_of_the_users_own_trains_from_one_file_and_one_yaml(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "data").mkdir()
+    (tmp_path / "conf" / "data" / "synthetic.yaml").write_text((TESTS / "conf/data/synthetic.yaml").read_text())
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(
+        "_target_: mynets.Mine\nimage_size: ${data.resize}\nin_channels: 1\nnum_classes: 10\nwidth: 32\n"
+    )
+    (tmp_path / "mynets.py").write_text(
+        """
+from torch import nn
+
+class Mine(nn.Sequential):
+    def __init__(self, image_size, in_channels, num_classes, width):
+        super().__init__(
+            nn.Flatten(), nn.Linear(in_channels * image_size**2, width), nn.ReLU(), nn.Linear(width, num_classes)
+        )
+"""
+    )
+    options = ["--config-dir=conf", "data=synthetic", "model=mine", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    done = vggexp("train", *options, "allowed_packages=[synthetic,mynets]", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["parameters"] == 32 * 32 * 32 + 32 + 32 * 10 + 10
+
+    options = [*options[:-1], "hydra.run.dir=other", "+model.depth=3"]
+    wrong = vggexp("train", *options, "allowed_packages=[synthetic,mynets]", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "'depth'" in wrong.stderr
+    assert "width" in wrong.stderr

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from synthetic import TEST, TRAIN, SyntheticMNIST
 from torch import Tensor
 
+from synthetic import TEST, TRAIN, SyntheticMNIST
 from vggexp.data.datamodule import Batches, split
 from vggexp.data.resize import resize
 from vggexp.errors import UserError

@@ -63,8 +63,13 @@ def test_options_reach_the_layers() -> None:
 
 @pytest.mark.parametrize(
     ("options", "key"),
-    [({"arch": "vgg12"}, "arch=vgg12"), ({"ratio": 3}, "ratio=3"), ({"ratio": 0}, "ratio=0"), ({"image_size": 31}, "image_size=31")],
-)  # fmt: skip  # noqa: E501
+    [
+        ({"arch": "vgg12"}, "arch=vgg12"),
+        ({"ratio": 3}, "ratio=3"),
+        ({"ratio": 0}, "ratio=0"),
+        ({"image_size": 31}, "image_size=31"),
+    ],
+)
 def test_arguments_out_of_range_are_named(options: dict, key: str) -> None:
     with pytest.raises(ValueError, match=key):
         VGG(**options)
@@ -106,7 +111,6 @@ def test_inits_keep_images_apart_through_19_layers(init: Literal["kaiming", "xav
 def test_every_depth_learns_as_configured(arch: str, real_cache: str) -> None:
     """On real images the loss falls below ln 10 − 0.3, which a dead network never does."""
     from conftest import configure
-
     from vggexp.module import Classifier
 
     cfg = configure(f"model={arch}", "model.ratio=8", "data.resize=32", f"data.cache_dir={real_cache}")

@@ -1,5 +1,6 @@
 """Turns `{"_target_": "package.module.Name", **options}` into an object."""
 
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -31,12 +32,16 @@ def construct(spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
     """Calls what `_target_` names with `args`, the spec's other entries and `extra`.
 
     Raises:
-        UserError: there is no such object, or it does not take these options.
+        UserError: there is no such object, it does not take these options, or it refuses their values by ValueError.
     """
     options = dict(spec)
     target = options.pop("_target_")
     factory = locate(target)
     try:
+        inspect.signature(factory).bind(*args, **options, **extra)
+    except TypeError as error:
+        raise UserError(f"_target_={target}: {error}; it takes {inspect.signature(factory)}") from error
+    try:
         return factory(*args, **options, **extra)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"_target_={target}: {error}") from error

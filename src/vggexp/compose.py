@@ -121,10 +121,15 @@ def _compose(args: argparse.Namespace, overrides: list[str], parsed: list[Overri
 
 
 def _parse_overrides(overrides: list[str], loader: ConfigLoader) -> list[Override]:
-    try:
-        return OverridesParser.create(loader).parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(f"{_one_line(error)}; write KEY=VALUE, and quote what the shell would change") from None
+    parser = OverridesParser.create(loader)
+    parsed = []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{override}: is not KEY=VALUE ({reason}); a value with = , [ or {{ needs quotes") from None
+    return parsed
 
 
 def _text(override: Override) -> str:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from vggexp.build import construct
@@ -46,7 +46,7 @@ class Classifier(L.LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         scores = self._scores_of(stage)
-        scores["loss"].update(loss.detach(), weight=len(labels))
+        scores["loss"].update(loss.detach(), len(labels))
         scores["acc"].update(logits.detach(), labels)
         return loss
 
@@ -69,6 +69,10 @@ class Classifier(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, "test")
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True  # so that an epoch cut short by max_steps is validated too
+
     def on_train_epoch_end(self) -> None:
         self._finish("train")
 
@@ -87,12 +91,30 @@ class Classifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class SampleMean(Metric):
+    """Exact mean over samples of what comes as means over batches.
+
+    torchmetrics' MeanMetric either looks for NaN, which stops the device at each step, or loses its weights.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, count: int) -> None:
+        """Takes a batch's mean, () float32, and its number of samples."""
+        self.total += mean * count
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """() float32."""
+        return self.total / self.count
+
+
 def _scores(model: dict[str, Any]) -> MetricCollection:
-    # looking for NaN and checking labels would each stop the device once a step
-    return MetricCollection(
-        {
-            "loss": MeanMetric(nan_strategy="disable"),
-            "acc": MulticlassAccuracy(model["num_classes"], average="micro", validate_args=False),
-        },
-        compute_groups=False,
-    )
+    accuracy = MulticlassAccuracy(model["num_classes"], average="micro", validate_args=False)  # checking would stop too
+    return MetricCollection({"loss": SampleMean(), "acc": accuracy}, compute_groups=False)

@@ -31,6 +31,9 @@ def claim(folder: Path, name: str, content: Mapping[str, Any], key: str) -> None
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={folder}: {error.strerror}; name a folder that can be written", 1) from error
+    try:
         with open(folder / name, "x", encoding="utf-8") as file:
             json.dump(content, file, indent=2)
     except FileExistsError as error:

@@ -68,8 +68,8 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     tensorboard = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     trainer = _trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, name="", version="")])
 
-    trainer.fit(module, data)
-    if cfg.trainer.max_steps or cfg.trainer.max_time:  # may end between two validations, where `last` is saved
+    trainer.fit(module, data, weights_only=True)
+    if cfg.trainer.max_steps or cfg.trainer.max_time:  # may have ended before an epoch did, where `last` is saved
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     best = checkpoint.best_model_path if data.validates == "val" else ""
     if data.validates != "test" or not history.epochs:
@@ -97,6 +97,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
 def _trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     options = cfg.trainer.model_dump(exclude={"early_stopping", "enable_progress_bar"})
     options["max_steps"] = options["max_steps"] or -1
+    options["benchmark"] = options["benchmark"] and not options["deterministic"]
     try:
         trainer = L.Trainer(
             **options,
@@ -146,7 +147,8 @@ def _quiet() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*GPU available but not used.*",
         ".*you defined a `validation_step` but have no `val_dataloader`.*",
-        ".*`trainer.fit` with `max_epochs=0`.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation set
+        ".*AMP with fp16 is not supported on CPU.*",  # refused below
     ):
         warnings.filterwarnings("ignore", message)
 

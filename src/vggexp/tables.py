@@ -48,7 +48,10 @@ def show_sweep(folder: Path) -> None:
     if not runs:
         return
     configs = [_leaves(result["config"]) for _, result in runs]
-    varied = [key for key in configs[0] if len({str(config.get(key)) for config in configs}) > 1]
+    columns = {key: tuple(str(config.get(key)) for config in configs) for key in configs[0]}
+    varied = [key for key in columns if len(set(columns[key])) > 1]
+    # what only follows another key, as the image size follows data.resize, shows the same values
+    varied = [key for n, key in enumerate(varied) if columns[key] not in [columns[k] for k in varied[:n]]]
     table = Table(title=f"{len(runs)} runs in {_short(folder)}")
     for name in (*varied, "val/acc", "test/acc", "test/loss", "images/s", "seconds", "run"):
         table.add_column(name, overflow="fold")
