@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+# of a training command, what concerns the place of the data
+SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train sweep tensorboard test lint format lock wheel clean
@@ -25,7 +27,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 data: $(READY) ## obtain and verify Fashion-MNIST
-	$(BIN)/python -m vggexp.data $(ARGS)
+	$(BIN)/python -m vggexp.data $(SOURCE)
 
 train: data ## train; without ARGS the quickstart: VGG-11, ratio 4, 96 px
 	$(BIN)/python -m vggexp.train $(or $(ARGS),experiment=quickstart)
