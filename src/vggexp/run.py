@@ -147,6 +147,7 @@ def _quiet() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*GPU available but not used.*",
         ".*you defined a `validation_step` but have no `val_dataloader`.*",
+        ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has done it
         ".*Total length of `list` across ranks is zero.*",  # no validation set
         ".*AMP with fp16 is not supported on CPU.*",  # refused below
     ):

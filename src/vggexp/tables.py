@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +53,7 @@ def show_sweep(folder: Path) -> None:
     varied = [key for key in columns if len(set(columns[key])) > 1]
     # what only follows another key, as the image size follows data.resize, shows the same values
     varied = [key for n, key in enumerate(varied) if columns[key] not in [columns[k] for k in varied[:n]]]
-    table = Table(title=f"{len(runs)} runs in {_short(folder)}")
+    table = Table(title=f"{len(runs)} runs in {_short(folder)}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in (*varied, "val/acc", "test/acc", "test/loss", "images/s", "seconds", "run"):
         table.add_column(name, overflow="fold")
     pairs = sorted(zip(runs, configs, strict=True), key=lambda pair: _rank(pair[0][1]))

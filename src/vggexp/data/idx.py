@@ -5,6 +5,7 @@ Debian's package fetched and unpacked in a temporary folder (no root needed). Th
 the only proof; a file that fails it is named and looked for in the next source.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -109,17 +110,8 @@ def obtain(
     if root is not None and not Path(root).is_dir():
         raise UserError(f"data.root={root}: no such folder; name one that holds {TRAIN_IMAGES}(.gz) and the others")
     folder = cache_folder(cache_dir) / spec.name
-    files: dict[str, bytes] = {}
-    for name in spec.sha256:
-        try:
-            files[name] = _read(folder, name, spec.sha256[name])
-        except FileNotFoundError:
-            break
-        except Refused as refusal:
-            log.warning("refused %s; looking for another", refusal)
-            break
-    if len(files) == len(spec.sha256):
-        return files
+    with contextlib.suppress(FileNotFoundError, Refused):  # then the cache is filled, and what is wrong there named
+        return {name: _read(folder, name, sha256) for name, sha256 in spec.sha256.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"), tempfile.TemporaryDirectory() as scratch:
@@ -157,14 +149,12 @@ def _fill(
     spec: IDXSet, name: str, root: str | None, folder: Path, scratch: Path, online: bool, progress: Progress
 ) -> bytes:
     """One file from the first source that has it right, written into the cache by an atomic rename."""
-    tried = []
     for source in _sources(spec, name, root, folder, scratch, online, progress):
         try:
             content = source()
         except FileNotFoundError:
             continue
         except Refused as refusal:
-            tried.append(str(refusal))
             log.warning("refused %s", refusal)
             continue
         if not (folder / name).exists() or (folder / name).read_bytes() != content:
@@ -250,8 +240,9 @@ def _download(url: str, sha256: str, scratch: Path, progress: Progress) -> bytes
     except urllib.error.HTTPError as error:
         raise Refused(f"{url}: {error}") from error
     except OSError as error:
+        log.warning("cannot reach %s: %s", host, getattr(error, "reason", error))
         unreachable.touch()
-        raise Refused(f"{url}: {getattr(error, 'reason', error)}") from error
+        raise FileNotFoundError(url) from error
     return _prove(bytes(received), url, sha256)
 
 
