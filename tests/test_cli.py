@@ -38,7 +38,8 @@ def test_help_names_groups_and_keys(tmp_path: Path) -> None:
 
 
 def test_make_help_lists_every_target_in_one_screen() -> None:
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": " in line and "##" in line}  # fmt: skip  # noqa: E501
     assert {"help", "setup", "data", "train", "test", "lint", "tensorboard", "sweep", "clean"} <= targets
     assert {line.split()[0] for line in done.stdout.splitlines()[1:]} == targets
