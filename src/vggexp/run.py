@@ -51,16 +51,13 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
 
     console = Console(highlight=False)
     throughput, history = Throughput(), History(console)
-    checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="best",
-        monitor="val/acc" if data.validates == "val" else None,
-        mode="max",
-        save_top_k=1 if data.validates == "val" else 0,
-        save_last=True,
-        enable_version_counter=False,
-    )
-    callbacks: list[L.Callback] = [throughput, history, checkpoint]
+    checkpoints: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    # Lightning's save_last would write `last` only when the monitored checkpoint is written, too
+    last = ModelCheckpoint(**checkpoints, filename="last", save_on_train_epoch_end=True)
+    best = ModelCheckpoint(**checkpoints, filename="best", monitor="val/acc", mode="max")
+    callbacks: list[L.Callback] = [throughput, history, last]
+    if data.validates == "val":
+        callbacks.append(best)
     if cfg.trainer.enable_progress_bar and console.is_terminal:
         callbacks.append(ProgressBar(console))
     if cfg.trainer.early_stopping.patience is not None:
@@ -69,11 +66,8 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     trainer = _trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, name="", version="")])
 
     trainer.fit(module, data, weights_only=True)
-    if cfg.trainer.max_steps or cfg.trainer.max_time:  # may have ended before an epoch did, where `last` is saved
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    best = checkpoint.best_model_path if data.validates == "val" else ""
     if data.validates != "test" or not history.epochs:
-        trainer.test(module, data, ckpt_path=best or None, weights_only=True, verbose=False)
+        trainer.test(module, data, ckpt_path=best.best_model_path or None, weights_only=True, verbose=False)
     scores = history.results() | {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
 
     result = {
