@@ -33,7 +33,7 @@ def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
 def test_help_names_groups_and_keys(tmp_path: Path) -> None:
     done = vggexp("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("model: vgg11, vgg13, vgg16, vgg19", "experiment:", "resize: 224", "--multirun"):
+    for word in ("model: alexnet, vgg11, vgg11_lrn, vgg13, vgg16, vgg16_c, vgg19", "experiment:", "resize: 224", "--multirun"):
         assert word in done.stdout
 
 

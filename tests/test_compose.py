@@ -25,11 +25,14 @@ def test_every_choice_is_valid(choice: str) -> None:
 
 def test_groups_are_those_promised() -> None:
     assert set(CHOICES) >= {
-        *("model=vgg11", "model=vgg13", "model=vgg16", "model=vgg19", "data=fashion_mnist"),
+        *("model=vgg11", "model=vgg11_lrn", "model=vgg13", "model=vgg16_c", "model=vgg16", "model=vgg19"),
+        *("model=alexnet", "data=fashion_mnist"),
         *("optimizer=adam", "optimizer=adamw", "optimizer=sgd"),
         *("scheduler=none", "scheduler=cosine", "scheduler=onecycle"),
         *("trainer=default", "trainer=cpu", "trainer=gpu", "trainer=ddp"),
-        *("experiment=quickstart", "experiment=book", "debug=fast", "debug=overfit", "debug=profile"),
+        *("experiment=quickstart", "experiment=book", "experiment=resize96", "experiment=vgg16", "experiment=vgg19",
+        *("experiment=alexnet", "experiment=batch_norm"),
+        *( "debug=fast", "debug=overfit", "debug=profile"),
     }
 
 
@@ -71,10 +74,14 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("optimizer.lr=inf", "optimizer.lr=inf: finite"),
         ("optimizer.lr=fast", "optimizer.lr=fast: number"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] 2 items"),
-        ("model.ratio=3", "model.ratio=3: 1, 2, 4, 8, 16, 32 or 64"),
+        ("model.ratio=3", "model.ratio=3: 1, 2, 4, 8, 16, 32, 64"),
         ("model.dropout=1", "model.dropout=1: less than 1"),
         ("model.init=kayming", "model.init=kayming did you mean kaiming?"),
-        ("data.resize=31", "data.resize=31: greater than or equal to 32"),
+        ("data.resize=31", "model.image_size=31: 5 blocks data.resize=32"),
+        ("data.resize=27", "data.resize=27: greater than or equal to 28"),
+        ("model.blocks=[[1]]", "model.blocks.0=[1]: 2 items"),
+        ("model.blocks=[]", "model.blocks=[]: 1 item"),
+        ("model.batch_norm=2", "model.batch_norm=2: boolean"),
         ("data.resize=64.5", "data.resize=64.5: integer"),
         ("data.batch_size=0", "data.batch_size=0: greater than or equal to 1"),
         ("data.val_size=-1", "data.val_size=-1: greater than or equal to 0"),

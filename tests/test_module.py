@@ -13,7 +13,7 @@ from vggexp.module import Classifier
 
 def classifier() -> Classifier:
     cfg = configure("model.ratio=64", "data.resize=32")
-    return Classifier(cfg.model.spec(), cfg.optimizer.spec(), cfg.scheduler.spec())
+    return Classifier(cfg.model_dump(by_alias=True))
 
 
 def test_scores_are_means_over_samples_not_over_batches() -> None:

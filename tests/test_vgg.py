@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vggexp.data import FashionMNIST
 from vggexp.models import VGG
-from vggexp.models.vgg import CONVS
+from vggexp.models.vgg import KERNELS
 
 
 def shapes(net: VGG, images: Tensor) -> list[tuple[int, ...]]:
@@ -43,11 +43,46 @@ def test_parameter_counts_are_the_chapters(ratio: int, size: int, millions: floa
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
 
 
-@pytest.mark.parametrize("arch", CONVS)
-def test_depth_is_the_papers(arch: str) -> None:
-    net = VGG(arch, ratio=64)
-    assert sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules()) == int(arch.removeprefix("vgg"))
-    assert [sum(isinstance(x, nn.Conv2d) for x in block) for block in net.features] == list(CONVS[arch])
+@pytest.mark.parametrize(
+    ("arch", "convs"),
+    [
+        ("vgg11", (1, 1, 2, 2, 2)),
+        ("vgg11_lrn", (1, 1, 2, 2, 2)),
+        ("vgg13", (2, 2, 2, 2, 2)),
+        ("vgg16_c", (2, 2, 3, 3, 3)),
+        ("vgg16", (2, 2, 3, 3, 3)),
+        ("vgg19", (2, 2, 4, 4, 4)),
+    ],
+)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_depth_is_the_papers(arch: str, convs: tuple[int, ...], batch_norm: bool) -> None:
+    net = VGG(arch, ratio=64, batch_norm=batch_norm)
+    assert sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules()) == int(arch[3:5])
+    assert tuple(sum(isinstance(x, nn.Conv2d) for x in block) for block in net.features) == convs
+    assert sum(isinstance(x, nn.BatchNorm2d) for x in net.modules()) == batch_norm * sum(convs)
+    assert net(torch.rand(2, 1, 224, 224)).shape == (2, 10)
+
+
+def test_the_third_convolutions_of_c_are_1x1() -> None:
+    blocks = VGG("vgg16_c", ratio=64).features
+    kernels = [[x.kernel_size[0] for x in block if isinstance(x, nn.Conv2d)] for block in blocks]
+    assert kernels == [[3, 3], [3, 3], [3, 3, 1], [3, 3, 1], [3, 3, 1]]
+
+
+def test_lrn_is_krizhevskys_and_follows_the_first_relu() -> None:
+    block = VGG("vgg11_lrn", ratio=4).features[0]
+    assert [type(layer).__name__ for layer in block] == ["Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"]
+    maps = 5 * torch.rand(2, 16, 3, 3)
+    near = torch.stack([maps[:, max(0, i - 2) : i + 3].square().sum(dim=1) for i in range(16)], dim=1)
+    assert torch.allclose(block[2](maps), maps / (2 + 1e-4 * near) ** 0.75)
+
+
+def test_any_other_network_comes_from_its_blocks() -> None:
+    net = VGG(blocks=[[1, 32], [2, 64]], hidden=128, ratio=2, image_size=28)
+    assert shapes(net, torch.rand(1, 1, 28, 28))[:2] == [(1, 16, 14, 14), (1, 32, 7, 7)]
+    assert [type(layer).__name__ for layer in net.features[1]] == ["Conv2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU"]
+    assert net.classifier[1].in_features == 32 * 7 * 7
+    assert net.classifier[4].in_features == 64
 
 
 @pytest.mark.parametrize("size", [32, 33, 63, 95, 96, 100])
@@ -68,6 +103,8 @@ def test_options_reach_the_layers() -> None:
         ({"ratio": 3}, "ratio=3"),
         ({"ratio": 0}, "ratio=0"),
         ({"image_size": 31}, "image_size=31"),
+        ({"blocks": [[1, 30]], "ratio": 4}, "ratio=4"),
+        ({"blocks": [[1, 32]] * 6, "image_size": 63}, "image_size=63"),
     ],
 )
 def test_arguments_out_of_range_are_named(options: dict, key: str) -> None:
@@ -75,9 +112,10 @@ def test_arguments_out_of_range_are_named(options: dict, key: str) -> None:
         VGG(**options)
 
 
-def test_pooling_before_relu_gives_the_chapters_bits() -> None:
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_pooling_before_relu_gives_the_chapters_bits(batch_norm: bool) -> None:
     torch.manual_seed(0)
-    net = VGG("vgg13", ratio=16, image_size=64, dropout=0.0)
+    net = VGG("vgg13", ratio=16, image_size=64, dropout=0.0, batch_norm=batch_norm)
     chapter = copy.deepcopy(net)
     for block in chapter.features:
         layers = list(block)
@@ -107,22 +145,23 @@ def test_inits_keep_images_apart_through_19_layers(init: Literal["kaiming", "xav
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("arch", CONVS)
-def test_every_depth_learns_as_configured(arch: str, real_cache: str) -> None:
+@pytest.mark.parametrize("arch", [*KERNELS, "alexnet"])
+def test_every_network_learns_as_configured(arch: str, real_cache: str) -> None:
     """On real images the loss falls below ln 10 − 0.3, which a dead network never does."""
     from conftest import configure
     from vggexp.module import Classifier
 
-    cfg = configure(f"model={arch}", "model.ratio=8", "data.resize=32", f"data.cache_dir={real_cache}")
+    size = 96 if arch == "alexnet" else 32
+    cfg = configure(f"model={arch}", "model.ratio=8", f"data.resize={size}", f"data.cache_dir={real_cache}")
     torch.manual_seed(0)
-    module = Classifier(cfg.model.spec(), cfg.optimizer.spec(), cfg.scheduler.spec())
-    data = FashionMNIST(cache_dir=real_cache, resize=32)
+    module = Classifier(cfg.model_dump(by_alias=True))
+    data = FashionMNIST(cache_dir=real_cache, resize=size)
     data.setup()
     optimizer = torch.optim.Adam(module.parameters(), lr=cfg.optimizer.lr, fused=True)
     losses: list[float] = []
     for batch in data.train_dataloader():
         optimizer.zero_grad()
-        loss = module._step(data.on_after_batch_transfer(batch, 0), "train")
+        loss = module._step(data.on_after_batch_transfer(batch, 0), "train")["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

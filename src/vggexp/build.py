@@ -45,3 +45,8 @@ def construct(spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
         return factory(*args, **options, **extra)
     except ValueError as error:
         raise UserError(f"_target_={target}: {error}") from error
+
+
+def network(model: Mapping[str, Any]) -> Any:
+    """The network of a model config; `weights`, which is no argument of its, is left to `vggexp.weights`."""
+    return construct({key: value for key, value in model.items() if key != "weights"})

@@ -6,6 +6,10 @@ import sys
 
 COMMANDS = {
     "train": "train a network, or with --multirun every combination",
+    "summary": "price networks: shapes, parameters, multiply-accumulates, memory, time",
+    "evaluate": "score a finished network on the test set, with tables and pictures",
+    "predict": "name what pictures show",
+    "export": "write a finished network as ONNX, torch.export or safetensors",
     "data": "obtain and verify Fashion-MNIST",
 }
 

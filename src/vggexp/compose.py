@@ -66,7 +66,15 @@ def check(raw: DictConfig) -> Config:
         values = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from None
-    assert isinstance(values, dict)
+    return validate(values)
+
+
+def validate(values: Any) -> Config:
+    """The typed form of plain values.
+
+    Raises:
+        UserError: a key or a value is not what the schema allows.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -97,6 +105,18 @@ def configs(args: argparse.Namespace) -> tuple[list[Config], DictConfig]:
         return [check(_compose(args, job, _parse_overrides(job, loader))) for job in jobs], raw.hydra
 
 
+def values(overrides: list[str]) -> dict[str, Any]:
+    """What `KEY=VALUE` arguments set, as a tree, where no config is composed from them.
+
+    Raises:
+        UserError: one is not KEY=VALUE.
+    """
+    tree = OmegaConf.create()
+    for override in _parse_overrides(overrides, None):
+        OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
+    return OmegaConf.to_container(tree)  # type: ignore[return-value]
+
+
 @contextmanager
 def _hydra(args: argparse.Namespace) -> Iterator[ConfigLoader]:
     """As `hydra.main` starts, which offers no way to compose and check first."""
@@ -120,7 +140,7 @@ def _compose(args: argparse.Namespace, overrides: list[str], parsed: list[Overri
         raise UserError(_diagnose(name, parsed, loader) or _one_line(error)) from None
 
 
-def _parse_overrides(overrides: list[str], loader: ConfigLoader) -> list[Override]:
+def _parse_overrides(overrides: list[str], loader: ConfigLoader | None) -> list[Override]:
     parser = OverridesParser.create(loader)
     parsed = []
     for override in overrides:
@@ -208,7 +228,7 @@ def _explain(error: ValidationError, values: dict[Any, Any]) -> str:
     if fault["type"] == "missing":
         return f"{key}: missing; put it back, or choose its group's default"
     if fault["type"] == "value_error":
-        return (f"{key}: " if key else "") + str(fault["ctx"]["error"])
+        return (f"{key}." if key else "") + str(fault["ctx"]["error"])  # begins with the rest of the key
     text = dict.fromkeys(f["msg"].replace("Input should be ", "").replace("Input should ", "") for f in same)
     hint = ""
     if fault["type"] == "literal_error" and isinstance(fault["input"], str):

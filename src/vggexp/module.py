@@ -3,6 +3,7 @@
 N images of a batch, C channels, S pixels, K classes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -13,42 +14,43 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from vggexp.build import construct
+from vggexp.build import construct, network
 
 
 class Classifier(L.LightningModule):
     """Trains and scores an image classifier by cross-entropy.
 
-    Its hyperparameters are plain Python values, so that a checkpoint explains itself without a config.
+    Its hyperparameters are plain Python values, so that a checkpoint explains itself.
 
     Args:
-        model, optimizer, scheduler: `_target_` and options, as in the config groups.
-        validates: the stage that is scored after each epoch, "val" or "test".
+        config: of the run, as `vggexp.schema.Config` dumps it.
+        classes: their names, by label.
     """
 
-    def __init__(
-        self, model: dict[str, Any], optimizer: dict[str, Any], scheduler: dict[str, Any], validates: str = "val"
-    ) -> None:
+    def __init__(self, config: dict[str, Any], classes: Sequence[str] = ()) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
-        self.validates = validates
-        self.net: nn.Module = construct(model).to(memory_format=torch.channels_last)
+        self.save_hyperparameters({"config": config, "classes": list(classes)}, logger=False)
+        self.config = config
+        self.validates = "test" if config["data"]["test_each_epoch"] else "val"
+        self.net: nn.Module = network(config["model"]).to(memory_format=torch.channels_last)
         # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
-        self.scores = nn.ModuleDict({f"{stage}_scores": _scores(model) for stage in ("train", "val", "test")})
+        num_classes = config["model"]["num_classes"]
+        self.scores = nn.ModuleDict({f"{stage}_scores": _scores(num_classes) for stage in ("train", "val", "test")})
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, S, S) images in [0, 1] → (N, K) logits."""
         logits: Tensor = self.net(images)
         return logits
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
+        """Returns the loss, (), and the logits, (N, K), without gradient."""
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         scores = self._scores_of(stage)
         scores["loss"].update(loss.detach(), len(labels))
         scores["acc"].update(logits.detach(), labels)
-        return loss
+        return {"loss": loss, "logits": logits.detach()}
 
     def _finish(self, stage: str) -> None:
         scores = self._scores_of(stage)
@@ -60,14 +62,14 @@ class Classifier(L.LightningModule):
         assert isinstance(scores, MetricCollection)
         return scores
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self._step(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.validates)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, "test")
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return self._step(batch, "test")
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step == self.trainer.max_steps:
@@ -83,9 +85,9 @@ class Classifier(L.LightningModule):
         self._finish("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = construct(self.hparams["optimizer"], self.parameters())
+        optimizer = construct(self.config["optimizer"], self.parameters())
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = construct(self.hparams["scheduler"], optimizer, steps)
+        scheduler = construct(self.config["scheduler"], optimizer, steps)
         if scheduler is None:
             return optimizer  # type: ignore[no-any-return]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -115,6 +117,6 @@ class SampleMean(Metric):
         return self.total / self.count
 
 
-def _scores(model: dict[str, Any]) -> MetricCollection:
-    accuracy = MulticlassAccuracy(model["num_classes"], average="micro", validate_args=False)  # checking would stop too
+def _scores(num_classes: int) -> MetricCollection:
+    accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)  # checking would stop too
     return MetricCollection({"loss": SampleMean(), "acc": accuracy}, compute_groups=False)

@@ -1,9 +1,6 @@
 """One run: a checked config and a folder in, a trained and tested network and its `result.json` out."""
 
-import ctypes
 import logging
-import resource
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 from torch.utils.tensorboard.summary import hparams
 
+from vggexp import memory, weights
 from vggexp.build import construct
 from vggexp.callbacks.history import SCORES, History
 from vggexp.callbacks.progress import ProgressBar
@@ -37,9 +35,9 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         UserError: the machine or the data cannot do what the config asks.
     """
     start = time.perf_counter()
-    _quiet()
-    _keep_freed_memory()
-    _forget_peak_memory()
+    quiet()
+    memory.keep_freed()
+    memory.forget_peak()
     L.seed_everything(cfg.seed, verbose=False)
 
     data = construct(cfg.data.spec(), seed=cfg.seed)
@@ -47,9 +45,11 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         raise UserError(f"model.num_classes={cfg.model.num_classes}: the data have {len(data.classes)} classes")
     if cfg.model.in_channels != 1:
         raise UserError(f"model.in_channels={cfg.model.in_channels}: the images are grey; set model.in_channels=1")
-    module = Classifier(cfg.model.spec(), cfg.optimizer.spec(), cfg.scheduler.spec(), data.validates or "val")
+    module = Classifier(cfg.model_dump(by_alias=True), data.classes)
 
     console = Console(highlight=False)
+    if cfg.model.weights is not None:
+        console.print(weights.load(module.net, cfg.model.weights), soft_wrap=True)
     throughput, history = Throughput(), History(console)
     checkpoints: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
     # Lightning's save_last would write `last` only when the monitored checkpoint is written, too
@@ -63,7 +63,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     if cfg.trainer.early_stopping.patience is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", **cfg.trainer.early_stopping.model_dump()))
     tensorboard = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    trainer = _trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, name="", version="")])
+    trainer = make_trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, name="", version="")])
 
     trainer.fit(module, data, weights_only=True)
     if data.validates != "test" or not history.epochs:
@@ -78,7 +78,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "images_per_second": throughput.images_per_second,
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": memory.peak(),
         "device": _device_name(trainer.strategy.root_device),
         "precision": cfg.trainer.precision,
         "threads": torch.get_num_threads(),
@@ -88,7 +88,12 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
+def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
+    """Lightning's Trainer with the options of the config.
+
+    Raises:
+        UserError: this machine cannot do what they ask.
+    """
     options = cfg.trainer.model_dump(exclude={"early_stopping", "enable_progress_bar"})
     options["max_steps"] = options["max_steps"] or -1
     options["benchmark"] = options["benchmark"] and not options["deterministic"]
@@ -129,7 +134,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, bool | int | f
     return flat
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silences what Lightning says of choices that are ours."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -146,38 +151,6 @@ def _quiet() -> None:
         ".*AMP with fp16 is not supported on CPU.*",  # refused below
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep freed activations instead of returning them to the system and faulting them in at each step."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            trim_threshold, mmap_threshold, huge = -1, -3, 2**31 - 1
-            libc.mallopt(mmap_threshold, huge)
-            libc.mallopt(trim_threshold, huge)
-
-
-def _forget_peak_memory() -> None:
-    """Jobs of a sweep share a process: each counts its own peak, where the system can forget the last."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        logging.getLogger(__name__).debug("this system keeps the peak of the whole process")
-
-
-def _peak_memory() -> int:
-    """Bytes: on the GPU where there is one, else of the process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _device_name(device: torch.device) -> str:

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that a mistake is answered before torch is lo
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -13,6 +14,8 @@ ALLOWED = ("vggexp.", "torch.optim.")
 """Where a `_target_` may come from; `allowed_packages` adds the user's own."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Block = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+"""The numbers of a block's convolutions and of its channels."""
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
@@ -41,12 +44,37 @@ class Model(Component):
     image_size: int
     in_channels: int = Field(ge=1)
     num_classes: int = Field(ge=2)
+    weights: str | None = None  # a file to start from; not an argument of the network's
 
 
 class VGG(Model):
-    arch: Literal["vgg11", "vgg13", "vgg16", "vgg19"]
-    ratio: Literal[1, 2, 4, 8, 16, 32, 64]  # the divisors of all channel counts and of the hidden units
-    image_size: int = Field(ge=32)
+    arch: Literal["vgg11", "vgg11_lrn", "vgg13", "vgg16_c", "vgg16", "vgg19"]
+    blocks: Annotated[list[Block], Field(min_length=1)] | None
+    ratio: int = Field(ge=1)
+    hidden: int = Field(ge=1)
+    batch_norm: bool
+    dropout: Fraction
+    init: Literal["default", "kaiming", "xavier"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        channels = [64, 512] if self.blocks is None else [block[1] for block in self.blocks]
+        widest = math.gcd(*channels, self.hidden)
+        if widest % self.ratio:
+            divisors = ", ".join(str(n) for n in range(1, widest + 1) if widest % n == 0)
+            raise ValueError(f"ratio={self.ratio}: must divide all channels and hidden units: {divisors}")
+        depth = 5 if self.blocks is None else len(self.blocks)
+        if self.image_size < 2**depth:
+            raise ValueError(
+                f"image_size={self.image_size}: too small for {depth} blocks, which each halve it; "
+                f"set data.resize={2**depth} or more"
+            )
+        return self
+
+
+class AlexNet(Model):
+    ratio: Literal[1, 2, 4, 8, 16, 32]
+    image_size: int = Field(ge=65)
     dropout: Fraction
     init: Literal["default", "kaiming", "xavier"]
 
@@ -56,7 +84,7 @@ class Data(Component):
 
     root: str | None
     cache_dir: str | None
-    resize: int = Field(ge=32)
+    resize: int = Field(ge=28)
     batch_size: int = Field(ge=1)
     val_size: int = Field(ge=0)
     train_size: Annotated[int, Field(ge=1)] | None
@@ -152,6 +180,7 @@ class _OtherScheduler(Scheduler, extra="allow"): ...
 
 SCHEMAS: dict[str, type[Component]] = {
     "vggexp.models.vgg.VGG": VGG,
+    "vggexp.models.alexnet.AlexNet": AlexNet,
     "vggexp.data.FashionMNIST": Data,
     "torch.optim.Adam": Adam,
     "torch.optim.AdamW": Adam,

@@ -15,13 +15,41 @@ from vggexp.schema import Config
 def announce(cfg: Config, folder: Path) -> None:
     """One line before anything heavy is loaded."""
     model, data = cfg.model.spec(), cfg.data
-    network = model.get("arch") or cfg.model.target.rpartition(".")[2]
-    width = f" ratio {model['ratio']}" if "ratio" in model else ""
-    _console().print(
-        f"{network}{width}, {data.resize} px, {cfg.optimizer.target.rpartition('.')[2]} lr {cfg.optimizer.lr:g}, "
+    console().print(
+        f"{network_name(model)}, {data.resize} px, {cfg.optimizer.target.rpartition('.')[2]} lr {cfg.optimizer.lr:g}, "
         f"batch {data.batch_size}, {cfg.trainer.precision}, seed {cfg.seed} → {_short(folder)}",
         soft_wrap=True,
     )
+
+
+def network_name(model: Mapping[str, Any]) -> str:
+    """A network in a few words, from its config."""
+    name = str(model.get("arch") or model["_target_"].rpartition(".")[2])
+    if model.get("blocks"):
+        name = "-".join(f"{convs}×{channels}" for convs, channels in model["blocks"])
+    name += " bn" if model.get("batch_norm") else ""
+    return name + (f" ratio {model['ratio']}" if "ratio" in model else "")
+
+
+def show_evaluation(scores: Mapping[str, Any], stored: Mapping[str, Any] | None, folder: Path) -> None:
+    """What `vggexp.evaluate` found; `stored` is the result of the run, if it tested this checkpoint."""
+    terminal = console()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("class", "precision", "recall", "f1", "images"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, row in scores["classes"].items():
+        table.add_row(name, *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), str(row["images"]))
+    terminal.print(table)
+    summary = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    summary.add_row("test accuracy", f"{scores['test/acc']:.4f}", style="bold")
+    summary.add_row("test loss", f"{scores['test/loss']:.4f}")
+    summary.add_row("calibration error", f"{scores['calibration_error']:.4f}")
+    if stored is not None and "test/acc" in stored:
+        same = all(stored[name] == scores[name] for name in ("test/acc", "test/loss"))
+        text = f"accuracy {stored['test/acc']!r}, loss {stored['test/loss']!r}"
+        summary.add_row("the run stored", "the same numbers" if same else f"other numbers: {text}")
+    summary.add_row("tables, pictures", _short(folder))
+    terminal.print(summary)
 
 
 def show_result(result: Mapping[str, Any], folder: Path) -> None:
@@ -39,8 +67,8 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value, style="bold" if name == "test accuracy" else "")
-    _console().print(table)
-    _console().print(f"look inside    tensorboard --logdir {_short(folder)}", soft_wrap=True)
+    console().print(table)
+    console().print(f"look inside    tensorboard --logdir {_short(folder)}", soft_wrap=True)
 
 
 def show_sweep(folder: Path) -> None:
@@ -67,10 +95,10 @@ def show_sweep(folder: Path) -> None:
             _number(result.get("seconds"), ".0f"),
             path.name,
         )
-    _console().print(table)
+    console().print(table)
     for path, result in runs:
         if result["status"] != "completed":
-            _console().print(f"{path.name}: {result['status']}: {result.get('reason', '')}", soft_wrap=True)
+            console().print(f"{path.name}: {result['status']}: {result.get('reason', '')}", soft_wrap=True)
 
 
 def _rank(result: Mapping[str, Any]) -> float:
@@ -97,5 +125,7 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
-def _console() -> Console:
-    return Console(highlight=False)
+def console(stderr: bool = False) -> Console:
+    """The terminal; into a file or a pipe, wide enough for every table."""
+    terminal = Console(highlight=False, stderr=stderr)
+    return terminal if terminal.is_terminal else Console(highlight=False, stderr=stderr, width=max(terminal.width, 140))

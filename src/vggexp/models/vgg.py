@@ -1,39 +1,44 @@
 """VGG (Simonyan & Zisserman 2014, arXiv 1409.1556), as the chapter builds it, at every depth and width.
 
     net = VGG("vgg11", ratio=4, image_size=96)
+    net = VGG(blocks=[[1, 32], [2, 64]], hidden=256, image_size=28)  # [convolutions, channels] of each block
     logits = net(images)  # (N, C, H, W) → (N, K)
 
 N images, C channels, H = W pixels, K classes.
 """
 
-from itertools import pairwise
-from typing import Literal
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-Init = Literal["default", "kaiming", "xavier"]
+from vggexp.models.layers import Init, classifier, initialise
 
-CONVS = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
+LRN = "lrn"
+KERNELS: dict[str, tuple[tuple[int | str, ...], ...]] = {
+    "vgg11": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "vgg11_lrn": ((3, LRN), (3,), (3, 3), (3, 3), (3, 3)),
+    "vgg13": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "vgg16_c": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "vgg16": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "vgg19": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
 }
-"""Number of 3×3 convolutions in each of the five blocks: the paper's table 1, columns A, B, D and E."""
+"""The paper's table 1, columns A, A-LRN, B, C, D and E: the kernel sizes of each block's convolutions."""
 
 CHANNELS = (64, 128, 256, 512, 512)
-HIDDEN = 4096
 
 
 class VGG(nn.Module):
-    """Five blocks of 3×3 convolutions, each halving height and width, then three fully connected layers.
+    """Blocks of convolutions, each halving height and width, then three fully connected layers.
 
     Args:
-        arch: a key of `CONVS`.
+        arch: a key of `KERNELS`: five blocks of 64, 128, 256, 512 and 512 channels.
+        blocks: instead of `arch`: of each block the number of its 3×3 convolutions and of its channels.
         ratio: divides the channels and the hidden units.
-        image_size: H = W of the images, at least 32; the classifier's input follows from it.
+        hidden: units of the two hidden layers.
+        image_size: H = W of the images, at least 2 ** blocks; the classifier's input follows from it.
         in_channels: C.
         num_classes: K.
+        batch_norm: normalise after each convolution.
         dropout: probability, after each hidden layer.
         init: `default` is torch's, under which VGG-19 does not learn and VGG-16 wakes late.
 
@@ -45,39 +50,32 @@ class VGG(nn.Module):
         self,
         arch: str = "vgg11",
         *,
+        blocks: Sequence[Sequence[int]] | None = None,
         ratio: int = 1,
+        hidden: int = 4096,
         image_size: int = 224,
         in_channels: int = 1,
         num_classes: int = 10,
+        batch_norm: bool = False,
         dropout: float = 0.5,
         init: Init = "default",
     ) -> None:
         super().__init__()
-        if arch not in CONVS:
-            raise ValueError(f"arch={arch}: must be one of {', '.join(CONVS)}")
-        if ratio < 1 or any(width % ratio for width in (*CHANNELS, HIDDEN)):
-            raise ValueError(f"ratio={ratio}: must divide {', '.join(map(str, sorted({*CHANNELS, HIDDEN})))}")
-        side = image_size // 2 ** len(CHANNELS)
+        if blocks is None and arch not in KERNELS:
+            raise ValueError(f"arch={arch}: must be one of {', '.join(KERNELS)}")
+        kernels = KERNELS[arch] if blocks is None else [(3,) * convs for convs, _ in blocks]
+        widths = CHANNELS if blocks is None else [channels for _, channels in blocks]
+        if ratio < 1 or any(width % ratio for width in (*widths, hidden)):
+            raise ValueError(f"ratio={ratio}: must divide {', '.join(map(str, sorted({*widths, hidden})))}")
+        side = image_size // 2 ** len(widths)
         if side < 1:
-            raise ValueError(f"image_size={image_size}: must be at least {2 ** len(CHANNELS)}")
-        widths = [in_channels, *(channels // ratio for channels in CHANNELS)]
+            raise ValueError(f"image_size={image_size}: {len(widths)} blocks need at least {2 ** len(widths)}")
+        widths, hidden = [width // ratio for width in widths], hidden // ratio
+        befores = [in_channels, *widths[:-1]]
         self.features = nn.Sequential(
-            *(
-                _block(convs, before, after)
-                for convs, (before, after) in zip(CONVS[arch], pairwise(widths), strict=True)
-            )
+            *(_block(*sizes, batch_norm) for sizes in zip(kernels, befores, widths, strict=True)),
         )
-        hidden = HIDDEN // ratio
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(widths[-1] * side * side, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, num_classes),
-        )
+        self.classifier = classifier(widths[-1] * side * side, hidden, num_classes, dropout)
         initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -85,35 +83,38 @@ class VGG(nn.Module):
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
+    def torchvision_names(self) -> dict[str, str]:
+        """The names under which torchvision's VGG keeps the entries of our state dict, by our names.
 
-def _block(convs: int, before: int, after: int) -> nn.Sequential:
+        torchvision numbers the layers of all blocks in one sequence, and its classifier has no flatten layer.
+        """
+        prefixes: dict[str, str] = {}
+        for b, block in enumerate(self.features):
+            assert isinstance(block, nn.Sequential)
+            for n in range(len(block)):
+                prefixes[f"features.{b}.{n}"] = f"features.{len(prefixes)}"
+        prefixes |= {f"classifier.{n}": f"classifier.{n - 1}" for n in range(1, len(self.classifier))}
+        pairs = ((key, *key.rpartition(".")[::2]) for key in self.state_dict())
+        return {key: f"{prefixes[prefix]}.{name}" for key, prefix, name in pairs}
+
+
+def _block(kernels: Sequence[int | str], before: int, after: int, batch_norm: bool) -> nn.Sequential:
     """(N, before, H, W) → (N, after, H // 2, W // 2).
 
     The chapter's block ends in ReLU, then max-pool. Both orders give equal bits, forward and backward; pooling first
     leaves ReLU a quarter of the work.
     """
     layers: list[nn.Module] = []
-    for channels in (before, *[after] * (convs - 1)):
-        layers += [nn.Conv2d(channels, after, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
-    layers.insert(-1, nn.MaxPool2d(kernel_size=2, stride=2))
-    return nn.Sequential(*layers)
-
-
-def initialise(net: nn.Module, init: Init) -> None:
-    """Sets weights and biases of all convolutions and linear layers; `default` leaves torch's.
-
-    `kaiming` (He et al. 2015) keeps the signal's size through ReLU layers of any depth; `xavier` is Glorot & Bengio
-    2010. Under `kaiming` the last layer starts at a tenth, so that the first loss is near ln K.
-    """
-    if init == "default":
-        return
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    for layer in layers:
-        if init == "kaiming":
-            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+    for kernel in kernels:
+        if isinstance(kernel, int):
+            layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(after))
+            layers.append(nn.ReLU(inplace=True))
+            before = after
         else:
-            nn.init.xavier_uniform_(layer.weight)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    if init == "kaiming":
-        layers[-1].weight.data.mul_(0.1)
+            # k = 2, n = 5, α = 1e-4, β = 0.75 of Krizhevsky et al. 2012; torch divides its alpha by n
+            layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
+    pool = nn.MaxPool2d(kernel_size=2, stride=2)
+    layers.insert(len(layers) - isinstance(layers[-1], nn.ReLU), pool)
+    return nn.Sequential(*layers)

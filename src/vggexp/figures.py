@@ -1,0 +1,60 @@
+"""Pictures of results, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
+    """(K, K) counts, a row for each true class and a column for each predicted one."""
+    table = counts.numpy()
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(2.6 + 0.62 * len(classes), 1.8 + 0.56 * len(classes)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for row, column in np.ndindex(*table.shape):
+        if table[row, column]:
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(table[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path) -> None:
+    """(N, H, W) uint8 images with a caption above each, eight in a row."""
+    columns, rows = 8, max(1, -(-len(images) // 8))
+    figure = Figure(figsize=(1.7 * columns, 2.05 * rows + 0.4), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def bars(labels: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[float | None]]], path: Path) -> None:
+    """One panel for each quantity, its series as bars side by side, one group for each label; None leaves a gap."""
+    figure = Figure(figsize=(3.4 * len(panels), 1.6 + 0.42 * len(labels)), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, series) in zip(grid, panels.items(), strict=True):
+        height = 0.8 / len(series)
+        for n, (label, values) in enumerate(series.items()):
+            places = [y - 0.4 + (n + 0.5) * height for y in range(len(labels))]
+            drawn = axes.barh(places, [value or 0.0 for value in values], height, label=label)
+            axes.bar_label(drawn, ["" if value is None else f"{value:.3g}" for value in values], padding=2, fontsize=8)
+        axes.set_xlabel(name)
+        axes.margins(x=0.22)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(series) > 1:
+            axes.legend(fontsize=8)
+    grid[0].set_yticks(range(len(labels)), labels)
+    grid[0].invert_yaxis()
+    figure.savefig(path, dpi=120)

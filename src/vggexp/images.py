@@ -1,0 +1,104 @@
+"""Pictures from anywhere, made into what the networks have learned from: 28×28 grey bytes, light on black.
+
+A picture becomes grey by its luma (0.299 R + 0.587 G + 0.114 B), is inverted where asked, padded with black to a
+square, and reduced or enlarged to 28×28 by PIL's bilinear filter. A 28×28 grey picture passes unchanged. What is
+transparent becomes background.
+"""
+
+import glob
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vggexp.data import idx
+from vggexp.errors import UserError
+
+SIDE = 28
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def files(inputs: str) -> list[Path]:
+    """The files that `input=` means: paths and patterns between commas; of a folder, its pictures and IDX files.
+
+    Raises:
+        UserError: there are none.
+    """
+    found: list[Path] = []
+    for text in [inputs] if Path(inputs).exists() else inputs.split(","):
+        path = Path(text).expanduser()
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and (p.suffix.lower() in SUFFIXES or _is_idx(p)))
+            if not inside:
+                raise UserError(f"input={path}: holds no {', '.join(SUFFIXES)} or IDX file")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (patterns may be absolute)
+            if not matches:
+                raise UserError(f"input={text}: no such file or folder")
+            found += matches
+    return found
+
+
+def read(paths: Iterable[Path], invert: bool, refuse: Callable[[Path, str], None]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and (28, 28) uint8 images, one after another; an IDX file gives `FILE[0]`, `FILE[1]`, ….
+
+    Args:
+        invert: the pictures show dark things on light ground.
+        refuse: told each file that cannot be read, and why.
+    """
+    for path in paths:
+        try:
+            if _is_idx(path):
+                for n, array in enumerate(_read_idx(path)):
+                    yield f"{path}[{n}]", _prepare(Image.fromarray(array), invert)
+            else:
+                if path.stat().st_size == 0:
+                    raise ValueError("is empty (0 bytes)")
+                with Image.open(path, formats=("PNG", "JPEG")) as picture:
+                    yield str(path), _prepare(picture, invert)
+        except UnidentifiedImageError:
+            refuse(path, "is no PNG, JPEG or IDX file")
+        except (OSError, ValueError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError) as error:
+            refuse(path, str(error) or type(error).__name__)
+
+
+def _prepare(picture: Image.Image, invert: bool) -> np.ndarray:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits a pixel
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    ground = 255 if invert else 0
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (ground, ground, ground, 255)), picture)
+    grey = picture.convert("L")
+    if invert:
+        grey = ImageOps.invert(grey)
+    return np.asarray(ImageOps.pad(grey, (max(grey.size),) * 2).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def _is_idx(path: Path) -> bool:
+    """By its content: IDX files have no fixed name."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if start[:2] == b"\x1f\x8b":
+            with gzip.open(path) as packed:
+                start = packed.read(4)
+    except (OSError, EOFError, zlib.error):
+        return False  # it is refused, with the reason, where it is read
+    return start == b"\0\0\x08\x03"
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """(N, H, W) uint8."""
+    with open(path, "rb") as file:
+        content = file.read(idx.MAX_BYTES)
+    if content[:2] == b"\x1f\x8b":
+        content = zlib.decompressobj(wbits=31).decompress(content, idx.MAX_BYTES)
+    return idx.parse(content)

@@ -1,0 +1,81 @@
+"""AlexNet (Krizhevsky et al. 2012), as the book builds it for Fashion-MNIST.
+
+    net = AlexNet(ratio=4, image_size=96)
+    logits = net(images)  # (N, C, H, W) → (N, K)
+
+N images, C channels, H = W pixels, K classes.
+"""
+
+from torch import Tensor, nn
+
+from vggexp.models.layers import Init, classifier, initialise
+
+CHANNELS = (96, 256, 384, 384, 256)
+HIDDEN = 4096
+SMALLEST = 65
+"""Pixels; a smaller image leaves nothing after the third max-pool."""
+
+
+class AlexNet(nn.Module):
+    """Five convolutions, three of them followed by a 3×3 max-pool of stride 2, then three fully connected layers.
+
+    Args:
+        ratio: divides the channels and the hidden units.
+        image_size: H = W of the images, at least 65; the classifier's input follows from it.
+        in_channels: C.
+        num_classes: K.
+        dropout: probability, after each hidden layer.
+        init: as of `vggexp.models.VGG`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        ratio: int = 1,
+        image_size: int = 224,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        dropout: float = 0.5,
+        init: Init = "default",
+    ) -> None:
+        super().__init__()
+        if ratio < 1 or any(width % ratio for width in (*CHANNELS, HIDDEN)):
+            raise ValueError(f"ratio={ratio}: must divide {', '.join(map(str, sorted({*CHANNELS, HIDDEN})))}")
+        if image_size < SMALLEST:
+            raise ValueError(f"image_size={image_size}: must be at least {SMALLEST}")
+        a, b, c, d, e = (channels // ratio for channels in CHANNELS)
+        # as in VGG, max-pool before ReLU: equal bits, less work
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, a, kernel_size=11, stride=4, padding=1),
+            nn.MaxPool2d(kernel_size=3, stride=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(a, b, kernel_size=5, padding=2),
+            nn.MaxPool2d(kernel_size=3, stride=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(b, c, kernel_size=3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c, d, kernel_size=3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(d, e, kernel_size=3, padding=1),
+            nn.MaxPool2d(kernel_size=3, stride=2),
+            nn.ReLU(inplace=True),
+        )
+        side = _side(image_size)
+        self.classifier = classifier(e * side * side, HIDDEN // ratio, num_classes, dropout)
+        initialise(self, init)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) images → (N, K) logits."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def _side(pixels: int) -> int:
+    """Height and width after the last max-pool."""
+    pixels = (pixels + 2 - 11) // 4 + 1
+    for _ in range(3):
+        pixels = (pixels - 3) // 2 + 1
+    return pixels

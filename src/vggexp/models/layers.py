@@ -1,0 +1,41 @@
+"""What the networks have in common: the classifier, and how weights start."""
+
+from typing import Literal
+
+from torch import nn
+
+Init = Literal["default", "kaiming", "xavier"]
+
+
+def classifier(features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """(N, C, H, W) feature maps, C·H·W = `features` → (N, K) logits, through two hidden layers."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(features, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, num_classes),
+    )
+
+
+def initialise(net: nn.Module, init: Init) -> None:
+    """Sets weights and biases of all convolutions and linear layers; `default` leaves torch's.
+
+    `kaiming` (He et al. 2015) keeps the signal's size through ReLU layers of any depth; `xavier` is Glorot & Bengio
+    2010. Under `kaiming` the last layer starts at a tenth, so that the first loss is near ln K.
+    """
+    if init == "default":
+        return
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        if init == "kaiming":
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+        else:
+            nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    if init == "kaiming":
+        layers[-1].weight.data.mul_(0.1)
