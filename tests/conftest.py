@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from vggexp import compose
+from vggexp import compose, record
 from vggexp.data import idx
 from vggexp.errors import UserError
 from vggexp.schema import Config
@@ -37,6 +37,14 @@ def vggexp(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
         text=True,
         timeout=300,
     )
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The one line that a call refuses with."""
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,5 +94,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def trained(train: Callable[..., Run]) -> Run:
-    """A finished run of two epochs, to look at."""
-    return train()
+    """A finished run of two epochs, to look at, with its record as the command leaves it."""
+    done = train()
+    record.write(done.folder, record.manifest(done.cfg) | {"status": "completed"} | done.result)
+    return done

@@ -21,7 +21,7 @@ def console(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
     listed = console("--help", cwd=tmp_path)
     assert listed.returncode == 0
-    assert {"train", "data"} <= set(listed.stdout.split())
+    assert {"train", "summary", "evaluate", "predict", "export", "data"} <= set(listed.stdout.split())
     wrong = console("trian", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "train" in wrong.stderr
@@ -33,7 +33,12 @@ def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
 def test_help_names_groups_and_keys(tmp_path: Path) -> None:
     done = vggexp("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("model: alexnet, vgg11, vgg11_lrn, vgg13, vgg16, vgg16_c, vgg19", "experiment:", "resize: 224", "--multirun"):
+    for word in (
+        "model: alexnet, vgg11, vgg11_lrn, vgg13, vgg16, vgg16_c, vgg19",
+        "experiment:",
+        "resize: 224",
+        "--multirun",
+    ):
         assert word in done.stdout
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggexp import compose, options, tables, trained
+from vggexp import options, tables, trained
 from vggexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,22 +30,13 @@ class Evaluate(options.Options):
     output: Path | None = None
 
 
-def main() -> int:
+def main(args: list[str]) -> int:
     """Returns the exit code."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
-    try:
-        given, overrides = options.parse(Evaluate, sys.argv[1:], trained.OVERRIDABLE)
-        found = trained.load(given.run, overrides)
-        folder = given.output or found.folder / "evaluation"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            scores = evaluate(found, folder)
-        except OSError as error:
-            raise UserError(f"output={folder}: {error.strerror}; name a folder that can be written", 1) from error
-    except UserError as error:
-        return compose.fail(error)
+    given, overrides = options.parse(Evaluate, args, trained.OVERRIDABLE)
+    found = trained.load(given.run, overrides)
+    folder = given.output or found.folder / "evaluation"
+    with options.output(folder):
+        scores = evaluate(found, folder)
     tables.show_evaluation(scores, found.result, folder)
     return 0
 
@@ -130,4 +121,4 @@ def _write(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(options.run(main, __doc__))

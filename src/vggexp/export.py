@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vggexp import compose, options, tables, trained
+from vggexp import options, tables, trained
 from vggexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,24 +48,16 @@ class Export(options.Options):
     output: Path | None = None
 
 
-def main() -> int:
+def main(args: list[str]) -> int:
     """Returns the exit code."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
+    given, overrides = options.parse(Export, args, trained.OVERRIDABLE)
+    found = trained.load(given.run, overrides)
+    folder = given.output or found.folder / "export"
     try:
-        given, overrides = options.parse(Export, sys.argv[1:], trained.OVERRIDABLE)
-        found = trained.load(given.run, overrides)
-        folder = given.output or found.folder / "export"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        with options.output(folder):
             differences = export(found, folder, given.formats, given.input)
-        except OSError as error:
-            raise UserError(f"output={folder}: {error.strerror}; name a folder that can be written", 1) from error
-        except ImportError as error:
-            raise UserError(f"formats: {error.name} is not installed: pip install 'vggexp[export]'", 1) from error
-    except UserError as error:
-        return compose.fail(error)
+    except ImportError as error:
+        raise UserError(f"formats: {error.name} is not installed: pip install 'vggexp[export]'", 1) from error
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("file", "size", f"largest difference of the logits of {TEST_IMAGES} test images"):
         table.add_column(column)
@@ -189,4 +181,4 @@ def _safetensors(found: trained.Trained, net: "nn.Module", images: "Tensor", pat
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(options.run(main, __doc__))

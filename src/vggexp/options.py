@@ -1,7 +1,10 @@
-"""KEY=VALUE arguments of the commands that use a finished network."""
+"""What the commands beside training share: help, KEY=VALUE arguments, mistakes in one line, an output folder."""
 
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +17,35 @@ class Options(BaseModel):
     """What a command takes; the values come as text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def run(command: Callable[[list[str]], int], doc: str | None) -> int:
+    """Runs a command on the process's arguments; returns the exit code."""
+    args = sys.argv[1:]
+    if {"-h", "--help"} & set(args):
+        print(doc)
+        return 0
+    try:
+        return command(args)
+    except UserError as error:
+        return compose.fail(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+@contextmanager
+def output(folder: Path) -> Iterator[None]:
+    """Makes a folder to write into.
+
+    Raises:
+        UserError: it, or a file in it, cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        place = error.filename or folder
+        raise UserError(f"output={place}: {error.strerror or error}; name a place that can be written", 1) from error
 
 
 T = TypeVar("T", bound=Options)

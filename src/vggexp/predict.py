@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vggexp import compose, images, options, tables, trained
+from vggexp import images, options, tables, trained
 from vggexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,11 +53,8 @@ class Predict(options.Options):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
-def main() -> int:
+def main(args: list[str]) -> int:
     """Returns the exit code."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
     console = tables.console(stderr=True)
     refused: list[Path] = []
 
@@ -65,21 +62,19 @@ def main() -> int:
         refused.append(path)
         console.print(f"vggexp: {path}: {reason}; left out", soft_wrap=True, markup=False)
 
-    try:
-        given, overrides = options.parse(Predict, sys.argv[1:], ("allowed_packages",))
-        paths = images.files(given.input)
-        found = trained.load(given.run, overrides)
-        pictures = images.read(_watched(paths, console), given.invert, refuse)
-        predictions = predict(found, pictures, given.batch_size, _device(given.device))
-        suffix = given.output.suffix[1:] if given.output else ""
-        form: Format = given.format or (suffix if suffix in ("csv", "json") else "table")  # type: ignore[assignment]
-        try:
-            with open(given.output, "w", newline="", encoding="utf-8") if given.output else _stdout() as file:
-                _write(predictions, found.classes, form, file)
-        except OSError as error:
-            raise UserError(f"output={given.output}: {error.strerror}; name a file that can be written", 1) from error
-    except UserError as error:
-        return compose.fail(error)
+    given, overrides = options.parse(Predict, args, ("allowed_packages",))
+    paths = images.files(given.input)
+    found = trained.load(given.run, overrides)
+    pictures = images.read(_watched(paths, console), given.invert, refuse)
+    predictions = predict(found, pictures, given.batch_size, _device(given.device))
+    suffix = given.output.suffix[1:] if given.output else ""
+    form: Format = given.format or (suffix if suffix in ("csv", "json") else "table")  # type: ignore[assignment]
+    with contextlib.ExitStack() as stack:
+        file: IO[str] = sys.stdout
+        if given.output:
+            stack.enter_context(options.output(given.output.parent))
+            file = stack.enter_context(open(given.output, "w", newline="", encoding="utf-8"))
+        _write(predictions, found.classes, form, file)
     if refused:
         print(f"vggexp: {len(refused)} of {len(paths)} files could not be read", file=sys.stderr)
     return 1 if refused else 0
@@ -142,11 +137,6 @@ def _watched(paths: list[Path], console: Console) -> Iterable[Path]:
     return track(paths, "reading", console=console, disable=len(paths) < 2 or not console.is_terminal)
 
 
-@contextlib.contextmanager
-def _stdout() -> Iterator[IO[str]]:
-    yield sys.stdout
-
-
 def _device(name: str) -> "torch.device":
     import torch
 
@@ -159,4 +149,4 @@ def _device(name: str) -> "torch.device":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(options.run(main, __doc__))

@@ -34,7 +34,8 @@ SECONDS, STEPS = 5.0, 20
 
 @dataclass(frozen=True)
 class Layer:
-    """
+    """What one layer costs.
+
     Args:
         name, kind: its place in the network and its class.
         shape: of its output for one image.
@@ -53,7 +54,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Price:
-    """
+    """What a network costs to train.
+
     Args:
         layers: in the order of their execution.
         memory_bytes: the estimated peak of a training step: parameters, gradients, the optimizer's state,
@@ -78,7 +80,8 @@ class Price:
 
 @dataclass(frozen=True)
 class Measured:
-    """
+    """What training steps have cost on this machine.
+
     Args:
         seconds: of a training step, the median.
         memory_bytes: the peak of a training step over the process without the network.

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch.utils.tensorboard.summary import hparams
 
@@ -49,7 +50,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
 
     console = Console(highlight=False)
     if cfg.model.weights is not None:
-        console.print(weights.load(module.net, cfg.model.weights), soft_wrap=True)
+        rank_zero_only(console.print)(weights.load(module.net, cfg.model.weights), soft_wrap=True)
     throughput, history = Throughput(), History(console)
     checkpoints: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
     # Lightning's save_last would write `last` only when the monitored checkpoint is written, too

@@ -22,8 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from vggexp import compose, tables
-from vggexp.errors import UserError
+from vggexp import compose, options, tables
 from vggexp.schema import Config
 
 if TYPE_CHECKING:
@@ -34,27 +33,17 @@ TOTAL = ("network", "resize", "batch size", "parameters", "MACs", "activation by
 MEASURED = ("measured training bytes", "measured seconds per step", "images per second")
 
 
-def main() -> int:
+def main(args: list[str]) -> int:
     """Returns the exit code."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("outputs/summary"))
-    own, rest = parser.parse_known_args()
-    console = tables.console()
-    try:
-        args = compose.parse(rest)
-        args.multirun = True  # KEY=A,B is several networks, one after another
-        configs, _ = compose.configs(args)
-        try:
-            own.output.mkdir(parents=True, exist_ok=True)
-            summarise(configs, own.measure, own.output, console)
-        except OSError as error:
-            raise UserError(f"--output {own.output}: {error.strerror}; name a folder that can be written", 1) from error
-    except UserError as error:
-        return compose.fail(error)
+    own, rest = parser.parse_known_args(args)
+    flags = compose.parse(rest)
+    flags.multirun = True  # KEY=A,B is several networks, one after another
+    configs, _ = compose.configs(flags)
+    with options.output(own.output):
+        summarise(configs, own.measure, own.output, tables.console())
     return 0
 
 
@@ -174,4 +163,4 @@ def _gib(count: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(options.run(main, __doc__))

@@ -19,7 +19,8 @@ OVERRIDABLE = ("data.", "trainer.", "allowed_packages")
 
 @dataclass(frozen=True)
 class Trained:
-    """
+    """What a run has made.
+
     Args:
         path: of the checkpoint.
         cfg: of the run that wrote it.

@@ -1,0 +1,90 @@
+"""What `vggexp.export` writes gives the network's answers in other programs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+
+from conftest import Run, refusal, vggexp
+from synthetic import FILES
+from vggexp import export, weights
+from vggexp import trained as networks
+from vggexp.build import network
+from vggexp.data import idx
+from vggexp.data.resize import resize
+
+PIXELS = idx.parse(FILES[idx.TEST_IMAGES])
+
+
+@pytest.fixture
+def found(trained: Run) -> networks.Trained:
+    return networks.load(str(trained.folder), {"allowed_packages": ["synthetic"]})
+
+
+def ready(pixels: np.ndarray) -> torch.Tensor:
+    return resize(torch.from_numpy(pixels.copy()), 32).unsqueeze(1).float().div(255)
+
+
+def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batch(
+    trained: Run, found: networks.Trained, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    done = vggexp("export", f"run={run}", "allowed_packages=[synthetic]")
+    assert done.returncode == 0, done.stderr
+    folder = run / "export"
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.pt2", "model.safetensors"}
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    program = torch.export.load(str(folder / "model.pt2")).module()
+    for count in (1, 3, 130):
+        pixels = PIXELS[:count]
+        with torch.inference_mode():
+            expected = found.module(ready(pixels)).numpy()
+            again = program(torch.from_numpy(pixels.copy())).numpy()
+        (logits,) = session.run(["logits"], {"images": pixels})
+        assert logits.shape == (count, 10)
+        assert np.abs(logits - expected).max() <= 1e-4
+        assert np.abs(again - expected).max() <= 1e-5
+    assert np.abs(expected).max() > 0.1
+
+    net = network(found.cfg.model.spec())
+    assert "loaded 16 of 16" in weights.load(net, str(folder / "model.safetensors"))
+    assert all(torch.equal(value, found.module.net.state_dict()[key]) for key, value in net.state_dict().items())
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["model"])["ratio"] == 16
+        assert json.loads(file.metadata()["classes"])[3] == "bar 3"
+
+
+def test_ready_tensors_are_an_input_too(found: networks.Trained, tmp_path: Path) -> None:
+    differences = export.export(found, tmp_path, ["onnx"], "tensor")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": ready(PIXELS[:5]).numpy()})
+    with torch.inference_mode():
+        assert np.abs(logits - found.module(ready(PIXELS[:5])).numpy()).max() <= 1e-4
+    assert 0 <= differences["onnx"] <= 1e-4
+
+
+def test_a_file_that_does_not_agree_is_not_kept(
+    found: networks.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [np.full((len(inputs["images"]), 10), np.nan, dtype=np.float32)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    assert "formats=onnx" in refusal(lambda: export.export(found, tmp_path, ["onnx"], "raw"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_format_is_one_line(tmp_path: Path) -> None:
+    done = vggexp("export", "run=last", "formats=onnx,tflite", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "tflite" in done.stderr

@@ -1,0 +1,89 @@
+"""The price of a network: the chapter's shapes, counts that can be checked by hand, an estimate that holds."""
+
+import csv
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from conftest import configure, vggexp
+from vggexp.price import measure, price
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_vgg11_has_the_chapters_shapes(tmp_path: Path) -> None:
+    done = vggexp("summary", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    layers = rows(tmp_path / "outputs" / "summary" / "vgg11-ratio-1-224px.csv")
+    shapes = {row["layer"]: row["output shape"] for row in layers}
+    blocks = [shapes[name] for name in ("features.0.2", "features.1.2", "features.2.4", "features.3.4", "features.4.4")]
+    assert blocks == ["1×64×112×112", "1×128×56×56", "1×256×28×28", "1×512×14×14", "1×512×7×7"]
+    tail = [row["output shape"] for row in layers if row["layer"].startswith("classifier")]
+    assert tail == ["1×25088", *["1×4096"] * 6, "1×10"]
+    for text in ("features.0.0", "1×64×224×224", "924.84 M", "128.81 M"):
+        assert text in done.stdout
+    (total,) = rows(tmp_path / "outputs" / "summary" / "networks.csv")
+    assert int(total["parameters"]) == sum(int(row["parameters"]) for row in layers) == 128_806_154
+    assert int(total["MACs"]) == sum(int(row["MACs"]) for row in layers)
+
+
+def test_counts_are_those_of_pencil_and_paper() -> None:
+    options = ["model.blocks=[[1,4]]", "model.hidden=8", "data.resize=28", "data.batch_size=2", "model.batch_norm=true"]
+    found = {layer.name: layer for layer in price(configure(*options)).layers}
+    conv, norm, pool, relu = (found[f"features.0.{n}"] for n in range(4))
+    assert (conv.kind, norm.kind, pool.kind, relu.kind) == ("Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU")
+    assert (conv.parameters, norm.parameters, pool.parameters) == (4 * 9 + 4, 8, 0)
+    assert (conv.macs, norm.macs, pool.macs) == (28 * 28 * 9 * 4, 0, 0)
+    assert found["classifier.1"].macs == 4 * 14 * 14 * 8
+    pixels = 2 * 28 * 28
+    assert conv.activation_bytes == 4 * pixels  # the image, for the kernel's gradient
+    assert norm.activation_bytes == 4 * 4 * pixels + 2 * 4 * 4  # its input, and each channel's mean and deviation
+    assert pool.activation_bytes == 4 * 4 * pixels + 8 * pixels  # its input, and an 8-byte index for each output
+    assert relu.activation_bytes == 4 * pixels  # its output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model=vgg11", "model.ratio=4", "data.resize=64", "data.batch_size=96"],
+        ["model=vgg16", "model.ratio=8", "data.resize=64", "model.batch_norm=true", "optimizer=sgd"],
+        ["model=alexnet", "model.ratio=2", "data.resize=96", "data.batch_size=32", "optimizer=adamw"],
+    ],
+)
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(options: list[str]) -> None:
+    cfg = configure(*options, "trainer.accelerator=cpu")
+    found = measure(cfg)
+    assert price(cfg).memory_bytes == pytest.approx(found.memory_bytes, rel=0.15)
+    assert 0 < found.seconds < 60
+
+
+def test_several_networks_are_priced_side_by_side_and_measured(tmp_path: Path) -> None:
+    args = ("model=alexnet,vgg11", "model.ratio=16", "data.resize=80", "data.batch_size=8", "trainer.accelerator=cpu")
+    done = vggexp("summary", "--measure", "--output", "here", *args, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = rows(tmp_path / "here" / "networks.csv")
+    assert [row["network"] for row in table] == ["AlexNet ratio 16 80px", "vgg11 ratio 16 80px"]
+    assert int(table[0]["MACs"]) < int(table[1]["MACs"])
+    for row in table:
+        assert float(row["images per second"]) == pytest.approx(8 / float(row["measured seconds per step"]))
+        assert int(row["measured training bytes"]) > 0
+    assert min(matplotlib.image.imread(tmp_path / "here" / "networks.png").shape[:2]) > 150
+    assert {path.suffix for path in (tmp_path / "here").iterdir()} == {".csv", ".png"}
+
+
+def test_what_does_not_fit_is_not_tried(tmp_path: Path) -> None:
+    args = ("data.batch_size=100000", "trainer.accelerator=cpu")
+    done = vggexp("summary", "--measure", *args, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "not measured: needs" in done.stdout
+    assert "data.batch_size" in done.stdout
+
+
+def test_a_mistake_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
+    done = vggexp("summary", "model=alexnet,vgg12", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "vgg12" in done.stderr

@@ -1,0 +1,102 @@
+"""`model.weights=FILE` takes over all that fits, says what does not, and refuses another network's file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import Run, refusal, vggexp
+from vggexp import weights
+from vggexp.models import VGG, AlexNet
+
+SMALL = {"ratio": 32, "image_size": 32}
+
+
+def torchvisions(net: VGG, path: Path) -> str:
+    """Saves a network as torchvision would."""
+    names = net.torchvision_names()
+    torch.save({names[key]: value for key, value in net.state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_torchvisions_file_fits_a_grey_network_of_ten_classes(batch_norm: bool, tmp_path: Path) -> None:
+    source = VGG("vgg13", in_channels=3, num_classes=1000, batch_norm=batch_norm, **SMALL).eval()
+    net = VGG("vgg13", batch_norm=batch_norm, **SMALL).eval()
+    last = net.classifier[-1].weight.clone()
+    line = weights.load(net, torchvisions(source, tmp_path / "w.pth"))
+    grey = torch.rand(4, 1, 32, 32)
+    assert torch.allclose(net.features(grey), source.features(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+    for n in (1, 4):
+        assert torch.equal(net.classifier[n].weight, source.classifier[n].weight)
+    assert torch.equal(net.classifier[-1].weight, last)
+    count = len(net.state_dict())
+    assert f"loaded {count - 2} of {count}" in line
+    assert "adapted features.0.0.weight (summed over 3 channels)" in line
+    assert "left out classifier.7 (classifier.7.weight is 1000×128 there, 10×128 here)" in line
+
+
+def test_images_of_another_size_leave_the_classifier_fresh(tmp_path: Path) -> None:
+    source, net = VGG(ratio=32, image_size=64), VGG(ratio=32, image_size=32)
+    before = net.classifier[4].weight.clone()
+    line = weights.load(net, torchvisions(source, tmp_path / "w.pth"))
+    assert torch.equal(net.features[4][2].weight, source.features[4][2].weight)
+    assert torch.equal(net.classifier[4].weight, before)
+    assert "left out classifier.1, classifier.4, classifier.7" in line
+
+
+@pytest.mark.parametrize("make", [lambda: VGG("vgg11", **SMALL), lambda: AlexNet(ratio=32, image_size=65)])
+def test_safetensors_and_our_own_names_fit(make: Callable[[], torch.nn.Module], tmp_path: Path) -> None:
+    source, net = make(), make()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    line = weights.load(net, str(tmp_path / "w.safetensors"))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
+    assert "loaded 16 of 16 entries" in line
+    assert ";" not in line
+
+
+@pytest.mark.parametrize(
+    ("source", "first"),
+    [
+        (lambda: VGG("vgg13", **SMALL), "features.1.0.weight is 4×2×3×3 here, the file lacks it"),
+        (lambda: VGG("vgg11", ratio=16, image_size=32), "features.0.0.weight is 2×1×3×3 here, the file has 4×1×3×3"),
+        (lambda: VGG("vgg11", batch_norm=True, **SMALL), "features.1.0.weight is 4×2×3×3 here, the file lacks it"),
+    ],
+)
+def test_another_networks_file_is_refused_naming_the_first_mismatch(
+    source: Callable[[], VGG], first: str, tmp_path: Path
+) -> None:
+    path = torchvisions(source(), tmp_path / "w.pth")
+    message = refusal(lambda: weights.load(VGG("vgg11", **SMALL), path))
+    assert message == f"model.weights={path}: is of another network: {first}"
+
+
+def test_entries_that_the_network_does_not_have_are_refused(tmp_path: Path) -> None:
+    net = VGG(**SMALL)
+    torch.save(net.state_dict() | {"features.9.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    assert "features.9.weight" in refusal(lambda: weights.load(net, str(tmp_path / "w.pth")))
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 half a zip file"])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_files_that_hold_no_weights_are_named(content: bytes, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"model.weights={tmp_path / name}" in refusal(lambda: weights.load(VGG(**SMALL), str(tmp_path / name)))
+    assert "no such file" in refusal(lambda: weights.load(VGG(**SMALL), str(tmp_path / "nowhere")))
+
+
+def test_training_starts_from_a_checkpoint_and_says_so(
+    trained: Run, train: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = trained.folder / "checkpoints" / "best.ckpt"
+    again = train(f"model.weights={path}", "trainer.max_epochs=0")
+    assert again.result["test/loss"] == trained.result["test/loss"]
+    assert f"weights from {path}: loaded 16 of 16 entries" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_the_command_refuses_a_missing_file_in_one_line(tmp_path: Path) -> None:
+    done = vggexp("train", "model.weights=nowhere.pth", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "vggexp: model.weights=nowhere.pth: no such file\n"
