@@ -53,7 +53,7 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
     assert np.abs(expected).max() > 0.1
 
     net = network(found.cfg.model.spec())
-    assert "loaded 16 of 16" in weights.load(net, str(folder / "model.safetensors"))
+    assert "loaded 22 of 22" in weights.load(net, str(folder / "model.safetensors"))
     assert all(torch.equal(value, found.module.net.state_dict()[key]) for key, value in net.state_dict().items())
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["model"])["ratio"] == 16

@@ -53,8 +53,7 @@ def test_safetensors_and_our_own_names_fit(make: Callable[[], torch.nn.Module], 
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     line = weights.load(net, str(tmp_path / "w.safetensors"))
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
-    assert "loaded 16 of 16 entries" in line
-    assert ";" not in line
+    assert line.endswith(f": loaded {len(net.state_dict())} of {len(net.state_dict())} entries")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_training_starts_from_a_checkpoint_and_says_so(
     path = trained.folder / "checkpoints" / "best.ckpt"
     again = train(f"model.weights={path}", "trainer.max_epochs=0")
     assert again.result["test/loss"] == trained.result["test/loss"]
-    assert f"weights from {path}: loaded 16 of 16 entries" in capsys.readouterr().out.replace("\n", "")
+    assert f"weights from {path}: loaded 22 of 22 entries" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_the_command_refuses_a_missing_file_in_one_line(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Layer:
 
     Args:
         name, kind: its place in the network and its class.
-        shape: of its output for one image.
+        shape: of its output for one image; () where that is no tensor.
         parameters: their number.
         macs: multiply-accumulates for one image, forward.
         activation_bytes: what it keeps for the backward pass of a batch, and no layer before it kept.
@@ -113,7 +113,7 @@ def price(cfg: Config) -> Price:
 def _layers(net: nn.Module, images: Tensor, cfg: Config) -> list[Layer]:
     kept: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    seen = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+    seen = {own.untyped_storage()._cdata for own in (*net.parameters(), *net.buffers())}
     leaves = {name: module for name, module in net.named_modules() if not list(module.children())}
     now = ""
 
@@ -125,8 +125,8 @@ def _layers(net: nn.Module, images: Tensor, cfg: Config) -> list[Layer]:
         return hook
 
     def leave(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            shapes[name] = (1, *output.shape[1:])
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            shapes[name] = (1, *output.shape[1:]) if isinstance(output, Tensor) else ()
 
         return hook
 
