@@ -260,13 +260,23 @@ def test_a_failing_job_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vggexp.train", *QUICK, "trainer.max_epochs=5000", "hydra.run.dir=run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=_with_tests())
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_with_tests(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            break
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
 
 
