@@ -51,5 +51,5 @@ def _taps(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor
         fixed = [math.floor(0.5 + weight / total * (1 << _BITS)) for weight in weights]
         second = min(first + 1, before - 1)
         rows.append((first, second, fixed[0], fixed[1] if len(fixed) > 1 else 0))
-    low, high, weight_low, weight_high = torch.tensor(rows, device=device).unbind(1)
+    low, high, weight_low, weight_high = (column.contiguous() for column in torch.tensor(rows, device=device).unbind(1))
     return low, high, weight_low.int(), weight_high.int()
