@@ -84,7 +84,9 @@ def score(checkpoint: Path, done: Run) -> tuple[float, float]:
 
 
 def test_checkpoints_load_safely_and_the_best_gives_the_stored_test_scores(trained: Run) -> None:
-    assert {p.name for p in (trained.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (trained.folder / "checkpoints").iterdir()} == {
+        "best.ckpt", "last.ckpt", "previous.ckpt"
+    }  # fmt: skip
     best = trained.folder / "checkpoints" / "best.ckpt"
     torch.load(best, weights_only=True)
     assert score(best, trained) == pytest.approx((trained.result["test/acc"], trained.result["test/loss"]), rel=1e-5)
@@ -115,7 +117,7 @@ def test_the_book_scores_the_test_set_after_each_epoch(train: Callable[..., Run]
     assert len(columns["test/acc"]) == 2
     assert columns["test/acc"][-1] == done.result["test/acc"]
     assert "val/acc" not in columns
-    assert {p.name for p in (done.folder / "checkpoints").iterdir()} == {"last.ckpt"}
+    assert {p.name for p in (done.folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
 
 
 def test_without_validation_the_last_weights_are_tested_once(train: Callable[..., Run]) -> None:

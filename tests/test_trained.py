@@ -54,11 +54,11 @@ def test_last_is_the_run_that_started_last_alone_or_in_a_sweep(copy: Path, tmp_p
     assert "train one" in refusal(lambda: networks.find("last", tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
-def test_a_run_that_never_finished_is_named_with_what_can_be_done(status: str, copy: Path) -> None:
+@pytest.mark.parametrize(("status", "reason"), [("running", "killed"), ("interrupted", "Ctrl-C"), ("failed", "Ctrl-C")])
+def test_a_run_that_never_finished_is_named_with_what_can_be_done(status: str, reason: str, copy: Path) -> None:
     record.write(copy, record.read(copy) | {"status": status, "reason": "Ctrl-C"})
     message = refusal(lambda: load(copy))
-    for word in (str(copy), status, "Ctrl-C", f"run={copy / 'checkpoints' / 'best.ckpt'}"):
+    for word in (str(copy), status, reason, f"run={copy / 'checkpoints' / 'best.ckpt'}"):
         assert word in message
     assert load(copy / "checkpoints" / "best.ckpt").result is None
 

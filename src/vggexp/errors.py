@@ -1,5 +1,8 @@
 """Mistakes that a user can mend."""
 
+NON_FINITE = 3
+"""Exit code: a loss or a weight was infinite or not a number."""
+
 
 class UserError(Exception):
     """Told in one line, without a traceback: the message names the key, the value and the remedy.

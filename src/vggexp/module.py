@@ -3,10 +3,12 @@
 N images of a batch, C channels, S pixels, K classes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from vggexp.build import construct, network
+from vggexp.errors import UserError
 
 
 class Classifier(L.LightningModule):
@@ -34,6 +37,7 @@ class Classifier(L.LightningModule):
         self.validates = "test" if config["data"]["test_each_epoch"] else "val"
         self.net: nn.Module = network(config["model"]).to(memory_format=torch.channels_last)
         # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
+        self._sums: dict[str, dict[str, Tensor]] = {}
         num_classes = config["model"]["num_classes"]
         self.scores = nn.ModuleDict({f"{stage}_scores": _scores(num_classes) for stage in ("train", "val", "test")})
 
@@ -46,6 +50,8 @@ class Classifier(L.LightningModule):
         """Returns the loss, (), and the logits, (N, K), without gradient."""
         images, labels = batch
         logits = self(images)
+        if len(labels) == 0:  # of a batch smaller than the number of processes, some get nothing
+            return {"loss": logits.sum() * 0, "logits": logits.detach()}
         loss = F.cross_entropy(logits, labels)
         scores = self._scores_of(stage)
         scores["loss"].update(loss.detach(), len(labels))
@@ -62,18 +68,25 @@ class Classifier(L.LightningModule):
         assert isinstance(scores, MetricCollection)
         return scores
 
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Makes dropout a function of (seed, process, epoch, batch), so that a resumed run draws what it would have."""
+        trainer = self.trainer
+        place = (1, trainer.global_rank, trainer.current_epoch, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(self.config["seed"], spawn_key=place).generate_state(1)[0]))
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        return self._step(batch, "train")
+        step = self._step(batch, "train")
+        if self.trainer.world_size > 1:
+            # the processes' gradients are averaged: a share counts by its size, so that the batch's mean comes out
+            share = torch.tensor(float(len(batch[1])), device=self.device)
+            step["loss"] = step["loss"] * (share / self.trainer.strategy.reduce(share.clone(), reduce_op="mean"))
+        return step
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.validates)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self._step(batch, "test")
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.trainer.global_step == self.trainer.max_steps:
-            self.trainer.should_stop = True  # so that an epoch cut short by max_steps is validated too
 
     def on_train_epoch_end(self) -> None:
         self._finish("train")
@@ -86,11 +99,50 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = construct(self.config["optimizer"], self.parameters())
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = construct(self.config["scheduler"], optimizer, steps)
+        steps = min(self.trainer.estimated_stepping_batches, self.config["trainer"]["max_steps"] or math.inf)
+        scheduler = construct(self.config["scheduler"], optimizer, int(steps))
         if scheduler is None:
             return optimizer  # type: ignore[no-any-return]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the sums behind train/loss and train/acc so far, a row for each process."""
+        if "optimizer_states" in checkpoint:
+            world = self.trainer.world_size
+            checkpoint["train_sums"] = {
+                name: {key: _gathered(self, value, world) for key, value in metric.metric_state.items()}
+                for name, metric in self._scores_of("train").items()
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._sums = checkpoint.get("train_sums", {})
+        for scheduler in checkpoint.get("lr_schedulers", ()):
+            for key in ("total_steps", "_schedule_phases"):
+                scheduler.pop(key, None)  # of OneCycleLR: a longer run has more
+
+    def on_train_start(self) -> None:
+        """
+        Raises:
+            UserError: the run goes on with another number of processes.
+        """
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        for name, states in self._sums.items():
+            metric = self._scores_of("train")[name]
+            for key, rows in states.items():
+                if len(rows) != world:
+                    raise UserError(
+                        f"trainer.devices: the run had {len(rows)} processes, now there are {world}; "
+                        "resume it with as many"
+                    )
+                setattr(metric, key, rows[rank].to(metric.device))
+            metric._update_count = 1  # else torchmetrics warns that nothing has been added
+
+
+def _gathered(module: L.LightningModule, value: Any, processes: int) -> Tensor:
+    """(...) of each process → (processes, ...) on the CPU."""
+    gathered = module.all_gather(value)
+    assert isinstance(gathered, Tensor)
+    return gathered.reshape(processes, *value.shape).cpu()
 
 
 class SampleMean(Metric):

@@ -1,22 +1,27 @@
 """What a run leaves behind in its folder: `result.json`, from its first moment to its last."""
 
+import itertools
 import json
 import os
 import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from vggexp.errors import UserError
 from vggexp.schema import Config
 
 RESULT = "result.json"
 SWEEP = "sweep.json"
+LOCK = ".lock"
 PACKAGES = ("vggexp", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "tensorboard")
 
 
@@ -43,20 +48,94 @@ def claim(folder: Path, name: str, content: Mapping[str, Any], key: str) -> None
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
-    """Replaces `result.json` in one step, so that a reader never sees half of it."""
-    temporary = folder / f".{RESULT}"
+    """Replaces `result.json`."""
+    replace(folder / RESULT, json.dumps(content, indent=2) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{next(_writes)}")  # a signal may write while the program writes
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, folder / RESULT)
+    os.replace(temporary, path)
+
+
+_writes = itertools.count()
 
 
 def read(folder: Path) -> dict[str, Any]:
     """A run's `result.json`."""
     content: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     return content
+
+
+def load(folder: Path, place: str) -> dict[str, Any]:
+    """A run's `result.json`, from wherever it may come.
+
+    Args:
+        place: KEY=VALUE that named it, for the message.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        content = read(folder)
+        if not isinstance(content, dict) or not isinstance(content.get("status"), str):
+            raise ValueError("it is not what a run writes")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{place}: its {RESULT} cannot be read: {error}") from error
+    return content
+
+
+def latest(outputs: Path, place: str) -> Path:
+    """The folder of the run that was started last, alone or in a sweep.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = [path.parent for pattern in ("*", "*/*") for path in outputs.glob(f"{pattern}/{RESULT}")]
+    if not folders:
+        raise UserError(f"{place}: there is no run under {outputs}/; train one, or name its folder")
+    return max(folders, key=lambda folder: str(load(folder, place).get("started")))
+
+
+@contextmanager
+def hold(folder: Path, place: str, seconds: float = 10) -> Iterator[None]:
+    """Keeps others from running in a folder; the system lets go when the process ends, however it does.
+
+    Args:
+        seconds: to wait for a process that is just ending.
+
+    Raises:
+        UserError: another process runs there.
+    """
+    try:
+        with FileLock(folder / LOCK, timeout=seconds):
+            yield
+    except Timeout:
+        owner = load(folder, place)
+        raise UserError(
+            f"{place}: is running, as process {owner.get('pid')} on {owner.get('host')}; stop that first"
+        ) from None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs in a folder: a record that says so may be older than the process's sudden end."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings, each under its keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def manifest(cfg: Config) -> dict[str, Any]:

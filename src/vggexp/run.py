@@ -8,24 +8,35 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch.utils.tensorboard.summary import hparams
 
-from vggexp import memory, weights
+from vggexp import checkpoint, memory, record, store, weights
+from vggexp import resume as resuming
 from vggexp.build import construct
 from vggexp.callbacks.history import SCORES, History
+from vggexp.callbacks.limits import FiniteLoss, MaxSteps
 from vggexp.callbacks.progress import ProgressBar
+from vggexp.callbacks.saver import Saver
 from vggexp.callbacks.throughput import Throughput
+from vggexp.csvlog import CSVLogger
 from vggexp.errors import UserError
 from vggexp.module import Classifier
 from vggexp.schema import Config
+from vggexp.signals import Signals
+from vggexp.store import Store
 
 
-def run(cfg: Config, folder: Path) -> dict[str, Any]:
+def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | None = None) -> dict[str, Any]:
     """Trains, tests and logs into `folder`; the same config gives the same numbers on the same machine.
+
+    Args:
+        resume: goes on from the newest checkpoint in `folder`, or from the beginning if there is none yet.
+        signals: that end the run.
 
     Returns:
         The results by name: the scores, each an exact mean over samples; `epochs`, `best_epoch`, `seconds` (all of
@@ -33,7 +44,8 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         val/ and test/ scores belong to the best epoch by val/acc; without a validation set, to the last.
 
     Raises:
-        UserError: the machine or the data cannot do what the config asks.
+        UserError: the machine or the data cannot do what the config asks, or a file could not be read or written.
+        Interrupted: by a signal, when everything so far is saved.
     """
     start = time.perf_counter()
     quiet()
@@ -49,26 +61,26 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     module = Classifier(cfg.model_dump(by_alias=True), data.classes)
 
     console = Console(highlight=False)
-    if cfg.model.weights is not None:
+    came_from = store.newest(folder, console) if resume else None
+    first_step = _first_step(came_from, cfg)
+    if cfg.model.weights is not None and came_from is None:
         rank_zero_only(console.print)(weights.load(module.net, cfg.model.weights), soft_wrap=True)
     throughput, history = Throughput(), History(console)
-    checkpoints: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-    # Lightning's save_last would write `last` only when the monitored checkpoint is written, too
-    last = ModelCheckpoint(**checkpoints, filename="last", save_on_train_epoch_end=True)
-    best = ModelCheckpoint(**checkpoints, filename="best", monitor="val/acc", mode="max")
-    callbacks: list[L.Callback] = [throughput, history, last]
-    if data.validates == "val":
-        callbacks.append(best)
+    saver = Saver(folder, cfg.checkpoint.every_n_seconds, signals or Signals(), lambda: time.perf_counter() - start)
+    callbacks: list[L.Callback] = [FiniteLoss(), throughput, history, saver]
+    if cfg.trainer.max_steps is not None:
+        callbacks.insert(0, MaxSteps(cfg.trainer.max_steps))
     if cfg.trainer.enable_progress_bar and console.is_terminal:
         callbacks.append(ProgressBar(console))
     if cfg.trainer.early_stopping.patience is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", **cfg.trainer.early_stopping.model_dump()))
-    tensorboard = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    trainer = make_trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, name="", version="")])
+    purge: Any = {"purge_step": first_step} if resume else {}
+    tensorboard = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
+    trainer = make_trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, first_step)])
 
-    trainer.fit(module, data, weights_only=True)
+    trainer.fit(module, data, ckpt_path=came_from and str(came_from), weights_only=True)
     if data.validates != "test" or not history.epochs:
-        trainer.test(module, data, ckpt_path=best.best_model_path or None, weights_only=True, verbose=False)
+        trainer.test(module, data, ckpt_path=saver.best_path, weights_only=True, verbose=False)
     scores = history.results() | {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
 
     result = {
@@ -76,7 +88,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         "epochs": trainer.current_epoch,
         "best_epoch": history.best_epoch,
         "steps": trainer.global_step,
-        "seconds": time.perf_counter() - start,
+        "seconds": saver.seconds,
         "images_per_second": throughput.images_per_second,
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
         "peak_memory_bytes": memory.peak(),
@@ -95,14 +107,14 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
     Raises:
         UserError: this machine cannot do what they ask.
     """
-    options = cfg.trainer.model_dump(exclude={"early_stopping", "enable_progress_bar"})
-    options["max_steps"] = options["max_steps"] or -1
+    options = cfg.trainer.model_dump(exclude={"early_stopping", "enable_progress_bar", "max_steps"})
     options["benchmark"] = options["benchmark"] and not options["deterministic"]
     try:
         trainer = L.Trainer(
             **options,
             callbacks=callbacks,
             logger=loggers,
+            plugins=[Store(), *_requeue()],
             default_root_dir=folder,
             enable_progress_bar=False,  # ours is a callback
             enable_model_summary=False,
@@ -115,24 +127,39 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
     return trainer
 
 
+def _requeue() -> list[SLURMEnvironment]:
+    """On SLURM, leaves its signal to us: two who save and requeue would be one too many."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def _first_step(path: Path | None, cfg: Config) -> int:
+    """The first step that a run will log when it goes on from a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is of another run.
+    """
+    if path is None:
+        return 0
+    content = checkpoint.read(path, "resume")
+    try:
+        saved, first_step = content["hyper_parameters"]["config"], content["first_step"]
+        resuming.same(cfg.model_dump(by_alias=True), saved)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"resume={path}: is no checkpoint that a run can go on from") from error
+    except UserError as error:
+        raise UserError(f"resume={path}: is of another run: {error}") from None
+    return int(first_step)
+
+
 def _log_hparams(logger: TensorBoardLogger, cfg: Config, result: dict[str, Any]) -> None:
     """A row in TensorBoard's hparams table; its metrics are the scalars that the run has logged under these names."""
-    flat = _flatten(cfg.model_dump(by_alias=True))
+    leaves = record.leaves(cfg.model_dump(by_alias=True))
+    flat = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves.items()}
     metrics = {name: 0.0 for name in (*SCORES, "images_per_second") if name in result}
     for summary in hparams(flat, metrics):  # type: ignore[no-untyped-call]
         writer = logger.experiment._get_file_writer()
         writer.add_summary(summary)
     logger.experiment.flush()
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
 
 
 def quiet() -> None:
@@ -150,6 +177,7 @@ def quiet() -> None:
         ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has done it
         ".*Total length of `list` across ranks is zero.*",  # no validation set
         ".*AMP with fp16 is not supported on CPU.*",  # refused below
+        ".*your dataloader is not resumable.*",  # it begins where the run goes on
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -166,6 +166,10 @@ class Trainer(Section):
     early_stopping: EarlyStopping
 
 
+class Checkpoint(Section):
+    every_n_seconds: Positive
+
+
 class _OtherModel(Model, extra="allow"): ...
 
 
@@ -206,6 +210,7 @@ class Config(Section):
     optimizer: SerializeAsAny[Optimizer]
     scheduler: SerializeAsAny[Scheduler]
     trainer: Trainer
+    checkpoint: Checkpoint
 
     @field_validator("model", "data", "optimizer", "scheduler", mode="wrap")
     @classmethod

@@ -76,7 +76,7 @@ def show_sweep(folder: Path) -> None:
     runs = [(path.parent, record.read(path.parent)) for path in sorted(folder.glob(f"*/{record.RESULT}"))]
     if not runs:
         return
-    configs = [_leaves(result["config"]) for _, result in runs]
+    configs = [record.leaves(result["config"]) for _, result in runs]
     columns = {key: tuple(str(config.get(key)) for config in configs) for key in configs[0]}
     varied = [key for key in columns if len(set(columns[key])) > 1]
     # what only follows another key, as the image size follows data.resize, shows the same values
@@ -104,16 +104,6 @@ def show_sweep(folder: Path) -> None:
 def _rank(result: Mapping[str, Any]) -> float:
     score = result.get("val/acc", result.get("test/acc"))
     return -score if score is not None else 1.0
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
 
 
 def _number(value: float | None, form: str) -> str:

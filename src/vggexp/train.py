@@ -1,87 +1,186 @@
 """python -m vggexp.train [GROUP=CHOICE ...] [KEY=VALUE ...]      trains a network
 
 python -m vggexp.train --multirun data.resize=32,64 optimizer.lr=1e-3,3e-4      trains every combination
+python -m vggexp.train resume=RUN_FOLDER      goes on where a run was stopped; resume=last: the last one
 """
 
+import errno
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vggexp import compose, record, tables
+from vggexp import compose, record, resume, tables
 from vggexp.errors import UserError
+from vggexp.schema import Config
+from vggexp.signals import Interrupted, Signals, reason
 
-INTERRUPTED = 130
+COMMAND = "python -m vggexp.train"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What a full, broken or protected disk answers."""
 
 
 def main() -> int:
     """Checks every config that the command line asks for, then trains; returns the exit code."""
     try:
-        args = compose.parse(sys.argv[1:])
-        runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
-        folder = None
-        if runs or args.cfg:
-            configs, settings = compose.configs(args)
-        if runs and not _is_worker():
-            folder = Path(settings.sweep.dir if args.multirun else settings.run.dir)
-            if args.multirun:
-                content = {"command": sys.argv, "config_hashes": [cfg.hash() for cfg in configs]}
-                record.claim(folder, record.SWEEP, content, "hydra.sweep.dir")
-            else:
-                record.claim(folder, record.RESULT, record.manifest(configs[0]), "hydra.run.dir")
+        run, rest = resume.option(sys.argv[1:])
+        return _start(rest) if run is None else _resume(run, rest)
     except UserError as error:
         return compose.fail(error)
+    except Interrupted as stop:
+        return stop.exit_code
+
+
+def _start(argv: list[str]) -> int:
+    """Starts one run, or with --multirun one after the other."""
+    args = compose.parse(argv)
+    runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+    folder = None
+    if runs or args.cfg:
+        configs, settings = compose.configs(args)
+    if runs and args.multirun:
+        for cfg in configs:
+            _refuse_processes(cfg)
+    if runs and not _is_worker():
+        folder = Path(settings.sweep.dir if args.multirun else settings.run.dir)
+        if args.multirun:
+            content = {"command": sys.argv, "config_hashes": [cfg.hash() for cfg in configs]}
+            record.claim(folder, record.SWEEP, content, "hydra.sweep.dir")
+        else:
+            record.claim(folder, record.RESULT, record.manifest(configs[0]), "hydra.run.dir")
     codes: list[int] = []
-    hydra.main(version_base="1.3", config_path=compose.CONF, config_name="config")(
-        lambda raw: codes.append(_job(raw))
-    )()
-    if args.multirun and folder is not None:
-        tables.show_sweep(folder)
+    try:
+        hydra.main(version_base="1.3", config_path=compose.CONF, config_name="config")(
+            lambda raw: codes.append(_job(raw))
+        )()
+    except Interrupted:
+        if args.multirun:
+            left = len(configs) - len(codes) - 1
+            print(f"vggexp: the sweep stopped in job {len(codes)}; {left} more had not begun", file=sys.stderr)
+        raise
+    finally:
+        if args.multirun and folder is not None:
+            tables.show_sweep(folder)
     return max(codes, default=0)
 
 
-def _job(raw: DictConfig) -> int:
-    """Trains one config into the folder that Hydra made for it; what goes wrong is told and recorded.
+def _resume(run: str, args: list[str]) -> int:
+    """Goes on with a run in its folder."""
+    folder = resume.find(run)
+    cfg, past = resume.config(folder, args)
+    if past["status"] == "completed" and cfg.trainer.max_epochs == past["config"]["trainer"]["max_epochs"]:
+        print(f"{folder}: has completed; trainer.max_epochs=N with a larger N trains it further")
+        return 0
+    sys.argv[1:] = [f"{resume.OPTION}{folder.resolve()}", *args]  # for the further processes of trainer=ddp
+    manifest = record.manifest(cfg)
+    manifest |= {"started": past.get("started"), "resumed": [*past.get("resumed", []), manifest["started"]]}
+    return _train(cfg, folder, manifest, again=True)
 
-    An exception or SystemExit would end a whole sweep, so neither leaves here.
-    """
+
+def _job(raw: DictConfig) -> int:
+    """Trains one config into the folder that Hydra made for it."""
     cfg = compose.check(raw)
     folder = Path(HydraConfig.get().runtime.output_dir)
     manifest = record.manifest(cfg)
-    try:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        try:
             record.claim(folder, record.RESULT, manifest, "hydra.sweep.dir")
-        if not _is_worker():
-            tables.announce(cfg, folder)
-        from vggexp.run import run  # torch and Lightning: only now, when nothing is left to refuse
+        except UserError as error:
+            return compose.fail(error)
+    return _train(cfg, folder, manifest)
 
-        result = run(cfg, folder)
-    except UserError as error:
-        _record(folder, manifest | {"status": "failed", "reason": str(error)})
+
+def _train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = False) -> int:
+    """Trains into a folder; what goes wrong is told and recorded.
+
+    An exception or SystemExit would end a whole sweep, so neither leaves here; Interrupted does.
+    """
+
+    def interrupted(signum: int) -> None:
+        _record(folder, manifest | {"status": "interrupted", "reason": reason(signum)})
+
+    try:
+        lock = nullcontext() if _is_worker() else record.hold(folder, f"{resume.OPTION}{folder}")
+        with lock, Signals(interrupted) as signals:
+            try:
+                if not _is_worker():
+                    record.write(folder, manifest)
+                    tables.announce(cfg, folder)
+                from vggexp.run import run  # torch and Lightning: only now, when nothing is left to refuse
+
+                result = run(cfg, folder, resume=again, signals=signals)
+            except Interrupted as stop:
+                interrupted(stop.signum)
+                if _is_worker():
+                    return 0  # else Lightning would kill the first process before it has recorded its end
+                print(f"vggexp: stopped by {stop}; to go on: {COMMAND} {resume.OPTION}{folder}", file=sys.stderr)
+                raise
+            except Exception as error:
+                mistake = error if isinstance(error, UserError) else _known(error, cfg, folder)
+                text = str(mistake or f"{type(error).__name__}: {error}")
+                _record(folder, manifest | {"status": "failed", "reason": text})
+                if mistake is not None:
+                    return compose.fail(mistake)
+                traceback.print_exc()
+                return 1
+            done = manifest | {"status": "completed"} | result
+            _record(folder, done)
+    except UserError as error:  # of the lock
         return compose.fail(error)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C into SystemExit(1)
-        _record(folder, manifest | {"status": "interrupted", "reason": "Ctrl-C"})
-        raise KeyboardInterrupt from stop
-    except Exception as error:
-        _record(folder, manifest | {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
-        traceback.print_exc()
-        return 1
-    manifest = manifest | {"status": "completed"} | result
-    _record(folder, manifest)
     if not _is_worker():
-        tables.show_result(manifest, folder)
+        tables.show_result(done, folder)
     return 0
 
 
-def _record(folder: Path, content: dict[str, object]) -> None:
+def _known(error: Exception, cfg: Config, folder: Path) -> UserError | None:
+    """The mistake behind an exception of the system; None if it is not known."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return UserError(
+            f"data.batch_size={cfg.data.batch_size}: out of memory; try half of it with "
+            "trainer.accumulate_grad_batches=2, a smaller data.resize, a larger model.ratio, or "
+            "trainer.precision=bf16-mixed",
+            1,
+        )
+    if isinstance(error, OSError) and error.errno in DISK:
+        return UserError(
+            f"{error.filename or folder}: {error.strerror}; make it writable or make room, then "
+            f"{resume.OPTION}{folder}",
+            1,
+        )
+    return None
+
+
+def _refuse_processes(cfg: Config) -> None:
+    """
+    Raises:
+        UserError: a job of a sweep would start further processes, and each of them would run the sweep.
+    """
+    devices = cfg.trainer.devices
+    if devices == "auto" and cfg.trainer.accelerator != "cpu":
+        import torch
+
+        devices = max(1, torch.cuda.device_count())
+    if (len(devices) if isinstance(devices, list) else devices) not in ("auto", 1) or cfg.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: several processes cannot train within --multirun; set "
+            "trainer.devices=1, or start the combinations one by one without --multirun"
+        )
+
+
+def _record(folder: Path, content: dict[str, Any]) -> None:
     if not _is_worker():
-        record.write(folder, content)
+        try:
+            record.write(folder, content)
+        except OSError as error:
+            print(f"vggexp: {folder / record.RESULT}: {error.strerror}: not written", file=sys.stderr)
 
 
 def _is_worker() -> bool:
@@ -92,5 +191,5 @@ def _is_worker() -> bool:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:  # before a run has begun
+        sys.exit(130)

@@ -50,19 +50,18 @@ def find(run: str, outputs: Path = Path("outputs")) -> Path:
     """
     path = Path(run).expanduser()
     if run == "last" and not path.exists():
-        started = {folder.parent: _result(folder.parent)["started"] for folder in _runs(outputs)}
-        if not started:
-            raise UserError(f"run=last: there is no run under {outputs}/; train one, or name a folder or a checkpoint")
-        path = max(started, key=lambda folder: started[folder])
+        path = record.latest(outputs, "run=last")
     if path.is_file():
         return path
     if not path.is_dir():
         raise UserError(f"run={run}: no such folder or file; name a run folder, a checkpoint file, or last")
     if not (path / record.RESULT).is_file():
         raise UserError(f"run={path}: holds no {record.RESULT}, so it is no run folder; name one, or a checkpoint file")
-    result, found = _result(path), _tested(path)
+    result, found = record.load(path, f"run={path}"), _tested(path)
     if result["status"] != "completed":
         reason = f" ({result['reason']})" if result.get("reason") else ""
+        if result["status"] == "running" and not record.is_held(path):
+            reason = f" (but no process works on it: it was killed; to go on, train with resume={path})"
         remedy = f"; to use what it has so far, run={found}" if found.exists() else ""
         raise UserError(f"run={path}: did not finish: its status is {result['status']}{reason}{remedy}")
     if not found.exists():
@@ -95,7 +94,7 @@ def load(run: str, overrides: dict[str, Any]) -> Trained:
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     parent = path.parent.parent
-    result = _result(parent) if (parent / record.RESULT).is_file() else None
+    result = record.load(parent, place) if (parent / record.RESULT).is_file() else None
     if result is not None:
         _same_network(place, known["config"]["model"], result["config"]["model"])
 
@@ -109,17 +108,6 @@ def load(run: str, overrides: dict[str, Any]) -> Trained:
         raise UserError(f"{place}: its weights are not of the network that it names: {' '.join(first)}") from error
     tested = result is not None and result["status"] == "completed" and path.resolve() == _tested(parent).resolve()
     return Trained(path, cfg, tuple(known.get("classes", ())), module.eval(), result if tested else None)
-
-
-def _runs(outputs: Path) -> list[Path]:
-    return [*outputs.glob(f"*/{record.RESULT}"), *outputs.glob(f"*/*/{record.RESULT}")]
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    try:
-        return record.read(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"run={folder}: its {record.RESULT} cannot be read: {error}") from error
 
 
 def _tested(folder: Path) -> Path:

@@ -1,5 +1,7 @@
 """Each epoch's scores, kept for the result and printed in one line."""
 
+from typing import Any
+
 import lightning as L
 from rich.console import Console
 
@@ -16,6 +18,16 @@ class History(L.Callback):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.epochs: list[dict[str, float]] = []
+        self._validated = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = state_dict["epochs"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch > len(self.epochs):
@@ -26,7 +38,9 @@ class History(L.Callback):
 
     def _close(self, trainer: L.Trainer) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.epochs.append({name: metrics[name] for name in SCORES if name in metrics})
+        names = [name for name in SCORES if name.startswith("train/") or self._validated]
+        self.epochs.append({name: metrics[name] for name in names if name in metrics})
+        self._validated = False
         if trainer.is_global_zero:
             text = "  ".join(f"{name} {value:.4f}" for name, value in self.epochs[-1].items())
             speed = f"{metrics['images_per_second']:,.0f} images/s"

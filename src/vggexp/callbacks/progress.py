@@ -8,6 +8,8 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vggexp.position import position
+
 
 class ProgressBar(L.Callback):
     """One bar, for the loop that runs: an epoch, its validation, the test.
@@ -39,9 +41,9 @@ class ProgressBar(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.bar.stop()
 
-    def _begin(self, text: str, batches: float) -> None:
+    def _begin(self, text: str, batches: float, done: int = 0) -> None:
         total = batches if math.isfinite(batches) else None
-        self.tasks.append(self.bar.add_task(text, total=total, speed=""))
+        self.tasks.append(self.bar.add_task(text, total=total, completed=done, speed=""))
         self._images, self._start = 0, time.perf_counter()
 
     def _advance(self, batch: Any, processes: int) -> None:
@@ -52,8 +54,16 @@ class ProgressBar(L.Callback):
     def _end(self) -> None:
         self.bar.remove_task(self.tasks.pop())
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _, done = position(trainer)
+        if done:  # this epoch's start has been announced before
+            self._begin_epoch(trainer, done)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: L.Trainer, done: int = 0) -> None:
+        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches, done)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._advance(batch, trainer.world_size)

@@ -15,11 +15,23 @@ class Throughput(L.Callback):
 
     def __init__(self) -> None:
         self.images, self.seconds = 0, 0.0
+        self._images, self._seconds, self._logged = 0, 0.0, -1
 
     @property
     def images_per_second(self) -> float | None:
         """Over the whole run; None before the first epoch has ended."""
         return self.images / self.seconds if self.seconds else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": (self.images, self.seconds), "epoch": (self._images, self._seconds), "logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["run"]
+        self._images, self._seconds = state_dict["epoch"]
+        self._logged = state_dict["logged"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter() - self._seconds
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._images, self._start = 0, time.perf_counter()
@@ -28,16 +40,22 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch[1])
-        last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        last = trainer.is_last_batch or trainer.should_stop
         if last and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._seconds = time.perf_counter() - self._start
-        if last or batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-            for logger in trainer.loggers:  # not `self.log`, which would round it to float32
-                logger.log_metrics({"lr": lr}, step=trainer.global_step - 1)
+        stepped = trainer.global_step - 1 > self._logged
+        if stepped and not last and batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_lr(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log_lr(trainer)
         images = self._images * trainer.world_size
         self.images, self.seconds = self.images + images, self.seconds + self._seconds
         pl_module.log("images_per_second", images / self._seconds, rank_zero_only=True)
+
+    def _log_lr(self, trainer: L.Trainer) -> None:
+        self._logged = trainer.global_step - 1
+        lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+        for logger in trainer.loggers:  # not `self.log`, which would round it to float32
+            logger.log_metrics({"lr": lr}, step=self._logged)

@@ -4,7 +4,7 @@ N images of a batch, H = W = 28 pixels as stored, S = `resize` pixels as the net
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from vggexp.data import idx
 from vggexp.data.resize import resize
 from vggexp.errors import UserError
+from vggexp.position import position
 
 Stage = Literal["train", "val", "test"]
 
@@ -28,6 +29,7 @@ class Batches(Sampler[Tensor]):
         seed: shuffles, differently in each epoch; None keeps the order.
         rank, world_size: this process takes every `world_size`-th image of each batch.
         device: where the images lie.
+        epoch, start: where to begin, for a run that goes on: the epoch, and how many of its batches to leave out.
     """
 
     def __init__(
@@ -39,16 +41,20 @@ class Batches(Sampler[Tensor]):
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        epoch: int = 0,
+        start: int = 0,
     ) -> None:
         self.indices, self.batch_size, self.seed = indices, batch_size, seed
         self.rank, self.world_size, self.device = rank, world_size, device
-        self.epoch = 0
+        self.epoch, self.start = epoch, start
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
+        """Lightning calls this before each epoch, also before one that goes on."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
+        """Batches of a whole epoch."""
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -56,7 +62,7 @@ class Batches(Sampler[Tensor]):
         if self.seed is not None:
             generator = np.random.default_rng([self.seed, 1 + self.epoch])
             order = order[torch.from_numpy(generator.permutation(len(order)))]
-        for batch in order.to(self.device).split(self.batch_size):  # type: ignore[no-untyped-call]
+        for batch in order.to(self.device).split(self.batch_size)[self.start :]:  # type: ignore[no-untyped-call]
             yield batch[self.rank :: self.world_size]
 
 
@@ -116,6 +122,7 @@ class FashionMNIST(L.LightningDataModule):
         self.val_size, self.train_size = val_size, train_size
         self.test_each_epoch = test_each_epoch
         self.sets: dict[str, TensorDataset] = {}
+        self._start = (0, 0)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -157,8 +164,8 @@ class FashionMNIST(L.LightningDataModule):
             return torch.device("cpu")
         return self.trainer.strategy.root_device
 
-    def loader(self, stage: Stage) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of ((N, H, W) uint8, (N,) int64); only "train" is shuffled."""
+    def loader(self, stage: Stage, epoch: int = 0, start: int = 0) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of ((N, H, W) uint8, (N,) int64); only "train" is shuffled. For `epoch`, `start` see Batches."""
         batches = Batches(
             self.indices[stage],
             self.batch_size,
@@ -166,11 +173,20 @@ class FashionMNIST(L.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             device=self._home,
+            epoch=epoch,
+            start=start,
         )
         return DataLoader(self.sets[stage], sampler=batches, batch_size=None, num_workers=self.num_workers)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return self.loader("train")
+        return self.loader("train", *self._start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order stands; the order itself follows from the seed."""
+        return {"position": position(self.trainer)} if self.trainer else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = state_dict["position"]
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
         return [self.loader(self.validates)] if self.validates else []
