@@ -177,6 +177,7 @@ def quiet() -> None:
         ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has done it
         ".*Total length of `list` across ranks is zero.*",  # no validation set
         ".*AMP with fp16 is not supported on CPU.*",  # refused below
+        ".*all_gather is deprecated.*",
         ".*your dataloader is not resumable.*",  # it begins where the run goes on
     ):
         warnings.filterwarnings("ignore", message)

@@ -17,7 +17,7 @@ def announce(cfg: Config, folder: Path) -> None:
     model, data = cfg.model.spec(), cfg.data
     console().print(
         f"{network_name(model)}, {data.resize} px, {cfg.optimizer.target.rpartition('.')[2]} lr {cfg.optimizer.lr:g}, "
-        f"batch {data.batch_size}, {cfg.trainer.precision}, seed {cfg.seed} → {_short(folder)}",
+        f"batch {data.batch_size}, {cfg.trainer.precision}, seed {cfg.seed} → {short(folder)}",
         soft_wrap=True,
     )
 
@@ -48,7 +48,7 @@ def show_evaluation(scores: Mapping[str, Any], stored: Mapping[str, Any] | None,
         same = all(stored[name] == scores[name] for name in ("test/acc", "test/loss"))
         text = f"accuracy {stored['test/acc']!r}, loss {stored['test/loss']!r}"
         summary.add_row("the run stored", "the same numbers" if same else f"other numbers: {text}")
-    summary.add_row("tables, pictures", _short(folder))
+    summary.add_row("tables, pictures", short(folder))
     terminal.print(summary)
 
 
@@ -63,12 +63,12 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
         "time": f"{result['seconds']:.0f} s",
         "parameters": f"{result['parameters']:,}",
         "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
-        "run folder": _short(folder),
+        "run folder": short(folder),
     }
     for name, value in rows.items():
         table.add_row(name, value, style="bold" if name == "test accuracy" else "")
     console().print(table)
-    console().print(f"look inside    tensorboard --logdir {_short(folder)}", soft_wrap=True)
+    console().print(f"look inside    tensorboard --logdir {short(folder)}", soft_wrap=True)
 
 
 def show_sweep(folder: Path) -> None:
@@ -81,7 +81,7 @@ def show_sweep(folder: Path) -> None:
     varied = [key for key in columns if len(set(columns[key])) > 1]
     # what only follows another key, as the image size follows data.resize, shows the same values
     varied = [key for n, key in enumerate(varied) if columns[key] not in [columns[k] for k in varied[:n]]]
-    table = Table(title=f"{len(runs)} runs in {_short(folder)}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=f"{len(runs)} runs in {short(folder)}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in (*varied, "val/acc", "test/acc", "test/loss", "images/s", "seconds", "run"):
         table.add_column(name, overflow="fold")
     pairs = sorted(zip(runs, configs, strict=True), key=lambda pair: _rank(pair[0][1]))
@@ -110,7 +110,7 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _short(folder: Path) -> str:
+def short(folder: Path) -> str:
     """As the user would write it, from where they stand."""
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 

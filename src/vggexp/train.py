@@ -106,6 +106,7 @@ def _train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fa
     def interrupted(signum: int) -> None:
         _record(folder, manifest | {"status": "interrupted", "reason": reason(signum)})
 
+    parent = os.getppid()
     try:
         lock = nullcontext() if _is_worker() else record.hold(folder, f"{resume.OPTION}{folder}")
         with lock, Signals(interrupted) as signals:
@@ -120,9 +121,12 @@ def _train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fa
                 interrupted(stop.signum)
                 if _is_worker():
                     return 0  # else Lightning would kill the first process before it has recorded its end
-                print(f"vggexp: stopped by {stop}; to go on: {COMMAND} {resume.OPTION}{folder}", file=sys.stderr)
+                place = tables.short(folder)
+                print(f"vggexp: stopped by {stop}; to go on: {COMMAND} {resume.OPTION}{place}", file=sys.stderr)
                 raise
             except Exception as error:
+                if _is_worker() and os.getppid() != parent:
+                    return 1  # the first process has ended and said why
                 mistake = error if isinstance(error, UserError) else _known(error, cfg, folder)
                 text = str(mistake or f"{type(error).__name__}: {error}")
                 _record(folder, manifest | {"status": "failed", "reason": text})
