@@ -217,13 +217,13 @@ class Mine(nn.Sequential):
         )
 """
     )
-    options = ["--config-dir=conf", "data=synthetic", "model=mine", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    options = ["--config-dir=conf", "data=synthetic", "model=mine", "trainer.max_epochs=1", "hydra.run.dir=outputs/run"]
     done = vggexp("train", *options, "allowed_packages=[synthetic,mynets]", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())
     assert result["parameters"] == 32 * 32 * 32 + 32 + 32 * 10 + 10
 
-    options = [*options[:-1], "hydra.run.dir=other", "+model.depth=3"]
+    options = [*options[:-1], "hydra.run.dir=outputs/other", "+model.depth=3"]
     wrong = vggexp("train", *options, "allowed_packages=[synthetic,mynets]", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "'depth'" in wrong.stderr

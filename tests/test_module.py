@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 from conftest import configure
 from vggexp.build import construct, locate
@@ -47,7 +48,7 @@ def test_hyperparameters_are_plain_python() -> None:
 
 def rates(name: str, steps: int, **options: float) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    scheduler = construct({"_target_": f"vggexp.schedules.{name}", **options}, optimizer, steps)
+    scheduler = construct(LRScheduler, {"_target_": f"vggexp.schedules.{name}", **options}, optimizer, steps)
     found = []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -86,9 +87,9 @@ def test_schedules_bear_the_shortest_runs(name: str, steps: int) -> None:
 @pytest.mark.parametrize("target", ["vggexp.nowhere.X", "vggexp.models.Nope", "vggexp.data.idx.subprocess", "vggexp.record.Path"])  # fmt: skip  # noqa: E501
 def test_targets_that_are_not_the_packages_own_are_refused(target: str) -> None:
     with pytest.raises(UserError, match=f"_target_={target}"):
-        locate(target)
+        locate(target, object)
 
 
 def test_options_that_a_component_does_not_take_are_named() -> None:
     with pytest.raises(UserError, match=r"_target_=vggexp\.models\.vgg\.VGG.*depth"):
-        construct({"_target_": "vggexp.models.vgg.VGG", "depth": 11})
+        construct(nn.Module, {"_target_": "vggexp.models.vgg.VGG", "depth": 11})

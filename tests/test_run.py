@@ -261,7 +261,7 @@ def test_a_failing_job_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vggexp.train", *QUICK, "trainer.max_epochs=5000", "hydra.run.dir=run"]
+    command = [sys.executable, "-m", "vggexp.train", *QUICK, "trainer.max_epochs=5000", "hydra.run.dir=outputs/run"]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -279,7 +279,7 @@ def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
         assert process.wait(60) == 130
     finally:
         process.kill()
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+    assert json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())["status"] == "interrupted"
 
 
 def _with_tests() -> dict[str, str]:
@@ -288,9 +288,9 @@ def _with_tests() -> dict[str, str]:
 
 def test_two_processes_count_every_test_image_once(tmp_path: Path) -> None:
     options = [*QUICK, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
-    done = vggexp("train", *options, "hydra.run.dir=run", cwd=tmp_path)
+    done = vggexp("train", *options, "hydra.run.dir=outputs/run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())
     assert result["test/acc"] * TEST == pytest.approx(round(result["test/acc"] * TEST), abs=1e-4)
     assert result["status"] == "completed"
 

@@ -96,6 +96,6 @@ def test_training_starts_from_a_checkpoint_and_says_so(
 
 
 def test_the_command_refuses_a_missing_file_in_one_line(tmp_path: Path) -> None:
-    done = vggexp("train", "model.weights=nowhere.pth", "hydra.run.dir=run", cwd=tmp_path)
+    done = vggexp("train", "model.weights=nowhere.pth", "hydra.run.dir=outputs/run", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "vggexp: model.weights=nowhere.pth: no such file\n"

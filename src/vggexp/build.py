@@ -5,14 +5,25 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from lightning import LightningDataModule
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
 from vggexp.errors import UserError
+from vggexp.schema import ALLOWED, Config
+
+SCHEDULES = "vggexp.schedules"
+OURS = {package.split(".")[0] for package in ALLOWED}
 
 
-def locate(target: str) -> Any:
+def locate(target: str, kind: type) -> Any:
     """The class or function that `_target_` names.
 
     The caller has checked that `target` lies in an allowed package; here the object must also be defined there, so
     that a module's imports are no way out of it.
+
+    Args:
+        kind: what it must be a subclass of. A schedule may also be a function, ours or the user's.
 
     Raises:
         UserError: there is no such class or function.
@@ -25,10 +36,13 @@ def locate(target: str) -> Any:
         raise UserError(f"_target_={target}: cannot be loaded: {error}") from error
     if not callable(found) or getattr(found, "__module__", "").split(".")[0] != package:
         raise UserError(f"_target_={target}: is not a class or function of {package}")
+    function = kind is LRScheduler and inspect.isfunction(found) and (module == SCHEDULES or package not in OURS)
+    if not function and not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"_target_={target}: is no {kind.__name__}")
     return found
 
 
-def construct(spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
+def construct(kind: type, spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
     """Calls what `_target_` names with `args`, the spec's other entries and `extra`.
 
     Raises:
@@ -36,7 +50,7 @@ def construct(spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
     """
     options = dict(spec)
     target = options.pop("_target_")
-    factory = locate(target)
+    factory = locate(target, kind)
     try:
         inspect.signature(factory).bind(*args, **options, **extra)
     except TypeError as error:
@@ -49,4 +63,9 @@ def construct(spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
 
 def network(model: Mapping[str, Any]) -> Any:
     """The network of a model config; `weights`, which is no argument of its, is left to `vggexp.weights`."""
-    return construct({key: value for key, value in model.items() if key != "weights"})
+    return construct(nn.Module, {key: value for key, value in model.items() if key != "weights"})
+
+
+def datamodule(cfg: Config) -> Any:
+    """The data of a run."""
+    return construct(LightningDataModule, cfg.data.spec(), seed=cfg.seed)

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from vggexp import trust
 from vggexp.errors import UserError
 from vggexp.schema import SCHEMAS, Config
 
@@ -51,6 +52,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         folder = getattr(args, name)
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"--{name.replace('_', '-')} {folder}: no such folder")
+        if folder is not None:
+            trust.check_files(folder)
+    trust.check_overrides(args.overrides)
     args.config_path = str(Path(args.config_path).resolve()) if args.config_path else CONF
     return args
 
@@ -94,15 +98,25 @@ def configs(args: argparse.Namespace) -> tuple[list[Config], DictConfig]:
         overrides = _parse_overrides(args.overrides, loader)
         if not args.multirun:
             raw = _compose(args, args.overrides, overrides)
-            return [check(raw)], raw.hydra
+            return [_checked(raw, multirun=False)], raw.hydra
         fixed = [o for o in overrides if not o.is_sweep_override()]
         raw = _compose(args, [_text(o) for o in fixed], fixed)
         if not str(raw.hydra.sweeper._target_).endswith("BasicSweeper"):
-            return [check(raw)], raw.hydra
+            return [_checked(raw, multirun=True)], raw.hydra
         params = [f"{key}={value}" for key, value in (raw.hydra.sweeper.params or {}).items()]
         every = _parse_overrides([*params, *args.overrides], loader)
         jobs = BasicSweeper.split_arguments(every, None)[0]
-        return [check(_compose(args, job, _parse_overrides(job, loader))) for job in jobs], raw.hydra
+        composed = [_compose(args, job, _parse_overrides(job, loader)) for job in jobs]
+        return [_checked(job, multirun=True) for job in composed], raw.hydra
+
+
+def _checked(raw: DictConfig, multirun: bool) -> Config:
+    cfg = check(raw)
+    try:
+        trust.check_hydra(raw.hydra, cfg.allowed_packages, multirun)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from None
+    return cfg
 
 
 def values(overrides: list[str]) -> dict[str, Any]:

@@ -53,10 +53,10 @@ def evaluate(found: trained.Trained, folder: Path) -> dict[str, Any]:
     from torchmetrics.functional import classification
 
     from vggexp import figures, run
-    from vggexp.build import construct
+    from vggexp.build import datamodule
 
     run.quiet()
-    data = construct(found.cfg.data.spec(), seed=found.cfg.seed)
+    data = datamodule(found.cfg)
     if tuple(data.classes) != found.classes:
         raise UserError(
             f"data._target_={found.cfg.data.target}: its classes are {', '.join(data.classes)}, "

@@ -80,11 +80,11 @@ def export(found: trained.Trained, folder: Path, formats: Sequence[Format], inpu
     import torch
 
     from vggexp import run
-    from vggexp.build import construct
+    from vggexp.build import datamodule
 
     run.quiet()
     net = found.module.net.to(memory_format=torch.contiguous_format).eval()
-    data = construct(found.cfg.data.spec(), seed=found.cfg.seed)
+    data = datamodule(found.cfg)
     data.prepare_data()
     data.setup()
     raw = data.sets["test"].tensors[0][:TEST_IMAGES]

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -98,9 +100,9 @@ class Classifier(L.LightningModule):
         self._finish("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = construct(self.config["optimizer"], self.parameters())
+        optimizer = construct(Optimizer, self.config["optimizer"], self.parameters())
         steps = min(self.trainer.estimated_stepping_batches, self.config["trainer"]["max_steps"] or math.inf)
-        scheduler = construct(self.config["scheduler"], optimizer, int(steps))
+        scheduler = construct(LRScheduler, self.config["scheduler"], optimizer, int(steps))
         if scheduler is None:
             return optimizer  # type: ignore[no-any-return]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -99,7 +99,7 @@ def price(cfg: Config) -> Price:
         images = torch.empty(batch, cfg.model.in_channels, size, size)
         labels = torch.zeros(batch, dtype=torch.int64)
         layers = _layers(net, images, cfg)
-        optimizer = construct(cfg.optimizer.spec(), net.parameters())
+        optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.parameters())
         tracker = MemTracker()
         tracker.track_external(net, optimizer, images, labels)
         with tracker:
@@ -194,7 +194,7 @@ def _measure(cfg: Config) -> Measured:
     def prepare(batch: int) -> Callable[[], None]:
         size = cfg.model.image_size
         net = network(cfg.model.spec()).to(device, memory_format=torch.channels_last)
-        optimizer = construct(cfg.optimizer.spec(), net.parameters())
+        optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.parameters())
         images = torch.rand(batch, cfg.model.in_channels, size, size, device=device)
         labels = torch.zeros(batch, dtype=torch.int64, device=device)
         return lambda: _step(net, optimizer, images, labels, cfg)

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vggexp import compose, record
+from vggexp import compose, record, trust
 from vggexp.errors import UserError
 from vggexp.schema import Config
 
@@ -30,7 +30,7 @@ def option(args: list[str]) -> tuple[str | None, list[str]]:
     return (found[0] if found else None), [arg for arg in args if not arg.startswith(OPTION)]
 
 
-def find(run: str, outputs: Path = Path("outputs")) -> Path:
+def find(run: str, outputs: Path | None = None) -> Path:
     """The folder of the run that is meant; `last` is the one that was started last.
 
     Raises:
@@ -38,7 +38,7 @@ def find(run: str, outputs: Path = Path("outputs")) -> Path:
     """
     path = Path(run).expanduser()
     if run == "last" and not path.exists():
-        return record.latest(outputs, OPTION + run)
+        return record.latest(outputs or trust.outputs(), OPTION + run)
     if not (path / record.RESULT).is_file():
         raise UserError(f"{OPTION}{run}: holds no {record.RESULT}, so it is no run folder; name one, or last")
     return path

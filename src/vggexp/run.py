@@ -17,7 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from vggexp import checkpoint, memory, record, store, weights
 from vggexp import resume as resuming
-from vggexp.build import construct
+from vggexp.build import datamodule
 from vggexp.callbacks.history import SCORES, History
 from vggexp.callbacks.limits import FiniteLoss, MaxSteps
 from vggexp.callbacks.progress import ProgressBar
@@ -53,7 +53,7 @@ def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | N
     memory.forget_peak()
     L.seed_everything(cfg.seed, verbose=False)
 
-    data = construct(cfg.data.spec(), seed=cfg.seed)
+    data = datamodule(cfg)
     if cfg.model.num_classes < len(data.classes):
         raise UserError(f"model.num_classes={cfg.model.num_classes}: the data have {len(data.classes)} classes")
     if cfg.model.in_channels != 1:

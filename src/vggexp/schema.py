@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-ALLOWED = ("vggexp.", "torch.optim.")
+ALLOWED = ("vggexp.", "torch.optim.", "lightning.", "torchmetrics.")
 """Where a `_target_` may come from; `allowed_packages` adds the user's own."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Block = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+Block = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
 """The numbers of a block's convolutions and of its channels."""
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -49,7 +49,7 @@ class Model(Component):
 
 class VGG(Model):
     arch: Literal["vgg11", "vgg11_lrn", "vgg13", "vgg16_c", "vgg16", "vgg19"]
-    blocks: Annotated[list[Block], Field(min_length=1)] | None
+    blocks: Annotated[list[Block], Field(min_length=1, max_length=16)] | None
     ratio: int = Field(ge=1)
     hidden: int = Field(ge=1)
     batch_norm: bool
@@ -217,7 +217,11 @@ class Config(Section):
     def _by_target(cls, value: Any, handler: Any, info: Any) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("_target_"), str):
             return handler(value)
-        return SCHEMAS.get(value["_target_"], SCHEMAS[info.field_name]).model_validate(value)
+        other = SCHEMAS[info.field_name]
+        schema = SCHEMAS.get(value["_target_"], other)
+        if not issubclass(schema, other.__bases__):
+            raise ValueError(f"_target_={value['_target_']}: is no {info.field_name}")
+        return schema.model_validate(value)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -131,7 +131,7 @@ def _train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fa
                 text = str(mistake or f"{type(error).__name__}: {error}")
                 _record(folder, manifest | {"status": "failed", "reason": text})
                 if mistake is not None:
-                    return compose.fail(mistake)
+                    return mistake.exit_code if _is_worker() else compose.fail(mistake)
                 traceback.print_exc()
                 return 1
             done = manifest | {"status": "completed"} | result

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from vggexp import compose, record
+from vggexp import compose, record, trust
 from vggexp.errors import UserError
 from vggexp.schema import Config
 
@@ -42,7 +42,7 @@ class Trained:
         return parent.parent if (parent.parent / record.RESULT).exists() else parent
 
 
-def find(run: str, outputs: Path = Path("outputs")) -> Path:
+def find(run: str, outputs: Path | None = None) -> Path:
     """The checkpoint that `run` means: a checkpoint file, the one that a run tested, or the `last` run's.
 
     Raises:
@@ -50,7 +50,7 @@ def find(run: str, outputs: Path = Path("outputs")) -> Path:
     """
     path = Path(run).expanduser()
     if run == "last" and not path.exists():
-        path = record.latest(outputs, "run=last")
+        path = record.latest(outputs or trust.outputs(), "run=last")
     if path.is_file():
         return path
     if not path.is_dir():
@@ -98,10 +98,14 @@ def load(run: str, overrides: dict[str, Any]) -> Trained:
     if result is not None:
         _same_network(place, known["config"]["model"], result["config"]["model"])
 
+    import torch
+
     from vggexp.module import Classifier
 
-    module = Classifier(cfg.model_dump(by_alias=True), known.get("classes", ()))
     try:
+        with torch.device("meta"):  # takes no memory, however large the file says that its network is
+            Classifier(cfg.model_dump(by_alias=True)).load_state_dict(content["state_dict"], assign=True)
+        module = Classifier(cfg.model_dump(by_alias=True), known.get("classes", ()))
         module.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         first = [line.strip() for line in str(error).splitlines()[:2]]

@@ -6,7 +6,6 @@ import sys
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from vggexp import compose
-from vggexp.build import locate
 from vggexp.data import idx
 from vggexp.errors import UserError
 
@@ -20,7 +19,7 @@ def main() -> int:
     try:
         (cfg,), _ = compose.configs(compose.parse(sys.argv[1:]))
         known = cfg.data.target == "vggexp.data.FashionMNIST"  # spares the import of Lightning
-        spec = idx.FASHION_MNIST if known else locate(cfg.data.target).source
+        spec = idx.FASHION_MNIST if known else _source(cfg.data.target)
         with Progress(TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
             tasks = {name: bar.add_task(name, total=None) for name in spec.sha256}
             files = idx.obtain(
@@ -35,6 +34,14 @@ def main() -> int:
         return compose.fail(error)
     print(f"{spec.name}: {len(files)} files verified in {idx.cache_folder(cfg.data.cache_dir) / spec.name}")
     return 0
+
+
+def _source(target: str) -> idx.IDXSet:
+    from vggexp.build import locate
+    from vggexp.data.datamodule import FashionMNIST
+
+    source: idx.IDXSet = locate(target, FashionMNIST).source
+    return source
 
 
 if __name__ == "__main__":
