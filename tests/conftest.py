@@ -14,10 +14,16 @@ from vggexp.data import idx
 from vggexp.errors import UserError
 from vggexp.schema import Config
 
+pytest_plugins = ["trials"]  # of tests/faults
+
 TESTS = Path(__file__).parent
 TINY = (f"--config-dir={TESTS / 'conf'}", "data=synthetic", "allowed_packages=[synthetic]", "model.ratio=16")
 """Command-line arguments that train a tiny network on the synthetic set."""
 QUICK = (*TINY, "optimizer.lr=0.002", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.init=kaiming")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="make every trial of tests/faults, not a sample")
 
 
 def configure(*overrides: str) -> Config:

@@ -44,7 +44,7 @@ def check_files(folder: str) -> None:
         try:
             if path.stat().st_size > LARGEST_FILE:
                 raise UserError(f"{path}: is larger than a config can be")
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[no-untyped-call]
             if root is not None and _size(root, {}) > LARGEST_TREE:
                 raise UserError(f"{path}: its aliases stand for more than {LARGEST_TREE:,} values")
             if root is not None:

@@ -1,0 +1,151 @@
+"""A run that is killed or asked to stop, at any moment, goes on as if nothing had happened."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import compare
+import pytest
+from trials import ARGS, Farm, Server, Tally
+
+from conftest import configure
+from vggexp import record
+from vggexp.run import run
+from vggexp.signals import Interrupted, Signals
+
+RESUME = ["resume=outputs/run", "allowed_packages=[synthetic]"]
+START = [*ARGS, "hydra.run.dir=outputs/run"]
+SECONDS = 2.5
+"""About as long as a trial lasts."""
+
+
+def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
+    """Resumes, or starts again if there was no run yet, and compares."""
+    begun = (cwd / "outputs" / "run" / record.RESULT).exists()
+    code = server.run(RESUME if begun else START, cwd)
+    log = (cwd / "log").read_text()
+    assert code == 0, log
+    assert "Traceback" not in log, log
+    found = compare.differences(expected, compare.outcome(cwd / "outputs" / "run"))
+    assert not found, found[:5]
+
+
+def kill_at(server: Server, cwd: Path, argv: list[str], seconds: float, signum: int) -> int:
+    process = server.start(argv, cwd)
+    time.sleep(seconds)
+    os.kill(process.pid, signum)
+    return process.wait()
+
+
+def test_sigkill(
+    tally: Callable[[str], Tally],
+    farm: Farm,
+    tmp_path: Path,
+    uninterrupted: dict[str, Any],
+    count: Callable[[int, int], int],
+) -> None:
+    """At random moments, some runs more than once; in the midst of writing, of renaming, of validation."""
+    kills = tally("SIGKILL, resume, compare")
+    draw = random.Random(5)
+    places = {"kill_in_write": 400, "kill_in_rename": 30, "kill_in_record": 4, "kill_in_validation": 6}
+    plans: list[list[tuple[str, float]]] = []
+    for number in range(count(100, 5)):
+        place = [*places, "at random"][number % 5]
+        plans.append([(place, draw.randint(1, places[place]) if place in places else draw.uniform(0, SECONDS))])
+        if number % 7 == 0:
+            plans[-1].append(("at random", draw.uniform(0.3, SECONDS)))
+
+    def trial(server: Server, plan: list[tuple[str, float]]) -> None:
+        cwd = tmp_path / str(id(plan))
+        cwd.mkdir()
+        with kills.trial(str(plan)):
+            for place, value in plan:
+                argv = RESUME if (cwd / "outputs" / "run" / record.RESULT).exists() else START
+                if place == "at random":
+                    kill_at(server, cwd, argv, value, signal.SIGKILL)
+                else:
+                    server.run(argv, cwd, [(place, int(value))])
+            finish(server, cwd, uninterrupted)
+
+    farm.map(trial, plans)
+    kills.check()
+
+
+def test_signals(
+    tally: Callable[[str], Tally],
+    farm: Farm,
+    tmp_path: Path,
+    uninterrupted: dict[str, Any],
+    count: Callable[[int, int], int],
+) -> None:
+    """At random moments; the exit code and the record say what happened, and a last save makes resuming exact."""
+    stops = tally("SIGTERM, SIGINT, SIGUSR1")
+    draw = random.Random(6)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    plans = [(n, signals[n % 3], draw.uniform(0.8, SECONDS)) for n in range(count(60, 3))]
+
+    def trial(server: Server, plan: tuple[int, signal.Signals, float]) -> None:
+        number, signum, seconds = plan
+        cwd = tmp_path / str(number)
+        cwd.mkdir()
+        with stops.trial(f"{signum.name} after {seconds:.2f} s"):
+            code = kill_at(server, cwd, START, seconds, signum)
+            if (cwd / "outputs" / "run" / record.RESULT).exists() and code != -signum:
+                result = record.read(cwd / "outputs" / "run")
+                status = "interrupted" if code else "completed"
+                assert (code, result["status"]) == (128 + signum if code else 0, status), (cwd / "log").read_text()
+            finish(server, cwd, uninterrupted)
+
+    farm.map(trial, plans)
+    stops.check()
+
+
+class StopAt(Signals):
+    """SIGTERM seems to have come when the run asks for the n-th time: after each batch, in training or validation."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.asked = number, 0
+        super().__init__()
+
+    @property
+    def received(self) -> int:  # type: ignore[override]
+        self.asked += self.armed
+        return signal.SIGTERM if self.asked >= self.number else 0
+
+    @received.setter
+    def received(self, value: int) -> None:
+        self.armed = False
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_resume_at_every_batch(
+    workers: int, tally: Callable[[str], Tally], tmp_path: Path, count: Callable[[int, int], int]
+) -> None:
+    """Three epochs with a one-cycle schedule, stopped once at each place where a run can stop."""
+    stops = tally("resume at every batch")
+    cfg = configure(*ARGS, f"data.num_workers={workers}", "checkpoint.every_n_seconds=1000")
+
+    def train(folder: Path, signals: Signals | None = None, resume: bool = False) -> None:
+        folder.mkdir(exist_ok=True)
+        result = run(cfg, folder, signals=signals, resume=resume)
+        record.write(folder, {"status": "completed"} | result)
+
+    through = StopAt(10**9)
+    train(tmp_path / "uninterrupted", through)
+    expected = compare.outcome(tmp_path / "uninterrupted")
+    places = list(range(1, through.asked + 1))
+    assert len(places) >= 3 * (4 + 2 + 1)
+    draw = random.Random(workers)
+    for number in draw.sample(places, min(len(places), count(len(places), 4))):
+        with stops.trial(f"{workers} workers, place {number}"):
+            folder = tmp_path / str(number)
+            with pytest.raises(Interrupted):
+                train(folder, StopAt(number))
+            train(folder, resume=True)
+            found = compare.differences(expected, compare.outcome(folder))
+            assert not found, found[:5]
+    stops.check()

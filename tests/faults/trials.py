@@ -1,0 +1,153 @@
+"""Counts of trials, a table of what survived, and the processes that trials run in."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import pytest
+
+from conftest import TESTS, TINY
+
+FAULTS = Path(__file__).parent
+ARGS = (
+    *TINY,
+    *("model.init=kaiming", "optimizer.lr=0.005", "scheduler=onecycle", "trainer.accelerator=cpu"),
+    *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "checkpoint.every_n_seconds=0.1"),
+)
+"""A run of 15 steps, with dropout, that saves often."""
+
+
+@dataclass
+class Tally:
+    """Trials of one class of faults."""
+
+    tried: int = 0
+    lost: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def trial(self, name: str) -> Iterator[None]:
+        """Counts what happens inside; an exception is a loss, told when all trials have been made."""
+        self.tried += 1
+        try:
+            yield
+        except (Exception, pytest.fail.Exception) as error:
+            self.lost.append(f"{name}: {type(error).__name__}: {error}")
+
+    def check(self) -> None:
+        assert self.tried
+        assert not self.lost, "\n".join(self.lost)
+
+
+TALLIES: dict[str, Tally] = {}
+
+
+@pytest.fixture
+def tally() -> Callable[[str], Tally]:
+    """That of a class of faults."""
+    return lambda name: TALLIES.setdefault(name, Tally())
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if TALLIES:
+        terminalreporter.section("faults")
+        terminalreporter.line(f"{'class':34}{'tried':>8}{'survived':>10}")
+        for name, tally in TALLIES.items():
+            terminalreporter.line(f"{name:34}{tally.tried:8,}{tally.tried - len(tally.lost):10,}")
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """The first of two numbers with --full (make faults), else the second."""
+    return lambda full, short: full if request.config.getoption("--full") else short
+
+
+class Process:
+    """A trial that runs."""
+
+    def __init__(self, server: "Server", pid: int) -> None:
+        self.server, self.pid = server, pid
+
+    def wait(self) -> int:
+        """The exit code; negative if a signal killed it."""
+        return int(self.server.ask("wait"))
+
+
+class Server:
+    """A process that forks trials, one at a time."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, FAULTS / "server.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+
+    def ask(self, text: str) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(text + "\n")
+        return self.process.stdout.readline()
+
+    def start(self, argv: Sequence[str], cwd: Path, sabotage: Sequence[tuple[str, int]] = (), **env: str) -> Process:
+        """`python -m vggexp.train ARGV` in `cwd`; what it says is appended to `log` there."""
+        order = {"argv": list(argv), "cwd": str(cwd), "log": str(cwd / "log"), "sabotage": list(sabotage), "env": env}
+        return Process(self, int(self.ask(json.dumps(order))))
+
+    def run(self, argv: Sequence[str], cwd: Path, sabotage: Sequence[tuple[str, int]] = (), **env: str) -> int:
+        return self.start(argv, cwd, sabotage, **env).wait()
+
+
+T = TypeVar("T")
+
+
+class Farm:
+    """Two servers, so that both cores are used."""
+
+    def __init__(self) -> None:
+        self.free: SimpleQueue[Server] = SimpleQueue()
+        self.servers = [Server() for _ in range(2)]
+        for server in self.servers:
+            self.free.put(server)
+
+    def map(self, trial: Callable[[Server, T], None], inputs: Sequence[T]) -> None:
+        """Makes all trials, two at a time."""
+
+        def call(value: T) -> None:
+            server = self.free.get()
+            try:
+                trial(server, value)
+            finally:
+                self.free.put(server)
+
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            list(pool.map(call, inputs))
+
+
+@pytest.fixture(scope="session")
+def farm(_folders: None) -> Iterator[Farm]:
+    farm = Farm()
+    yield farm
+    for server in farm.servers:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run gives that nothing happens to."""
+    import compare
+
+    cwd = tmp_path_factory.mktemp("uninterrupted")
+    assert farm.servers[0].run([*ARGS, "hydra.run.dir=outputs/run"], cwd) == 0, (cwd / "log").read_text()
+    return compare.outcome(cwd / "outputs" / "run")
