@@ -37,7 +37,7 @@ def locate(target: str, kind: type) -> Any:
     if not callable(found) or getattr(found, "__module__", "").split(".")[0] != package:
         raise UserError(f"_target_={target}: is not a class or function of {package}")
     function = kind is LRScheduler and inspect.isfunction(found) and (module == SCHEDULES or package not in OURS)
-    if not function and not (isinstance(found, type) and issubclass(found, kind)):
+    if not function and (not isinstance(found, type) or not issubclass(found, kind) or inspect.isabstract(found)):
         raise UserError(f"_target_={target}: is no {kind.__name__}")
     return found
 

@@ -187,13 +187,15 @@ def _diagnose(config_name: str, overrides: list[Override], loader: ConfigLoader)
             choices = [c for c in loader.get_group_options(key) if c != "__init__"]
             value = override.value()
             for choice in value if isinstance(value, list) else [value]:
+                if isinstance(choice, bool | int | float):
+                    return f"{key}={choice}: must be one of {', '.join(choices)}"
                 if choice is not None and str(choice) not in choices:
                     text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
                     return text + _nearest(str(choice), choices, f"{key}=")
             chosen.append(_text(override))
     try:
         base = compose(config_name, overrides=chosen, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, ValueError):
         return None
     for override in overrides:
         if override.key_or_group in groups or override.is_add() or override.is_force_add():

@@ -79,6 +79,7 @@ def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | N
     trainer = make_trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, first_step)])
 
     trainer.fit(module, data, ckpt_path=came_from and str(came_from), weights_only=True)
+    saver.signals.check()
     if data.validates != "test" or not history.epochs:
         trainer.test(module, data, ckpt_path=saver.best_path, weights_only=True, verbose=False)
     scores = history.results() | {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}

@@ -69,11 +69,20 @@ class Signals:
                 _set(signum, self._handle)
 
     def _handle(self, signum: int, _: Any) -> None:
-        if not self.received:
-            self.received = signum
-            self.told(signum)
         self._noticed.set()
+        if self.received:
+            return
+        self.received = signum
+        self.told(signum)
         if not self.armed:
+            raise Interrupted(signum)
+
+    def check(self) -> None:
+        """
+        Raises:
+            Interrupted: a signal has come.
+        """
+        if self.received:
             raise Interrupted(self.received)
 
     def _watch(self, incoming: int) -> None:

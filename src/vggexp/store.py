@@ -1,5 +1,6 @@
 """Where a run's checkpoints lie, and how they get there: whole or not at all, the last but one kept."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class Store(CheckpointIO):
             os.replace(temporary, path)
             _sync(path.parent)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next save writes over it
+                temporary.unlink()
             raise UserError(
                 f"{path}: cannot be written: {error.strerror or error}; what was saved before is intact: make room, "
                 f"then resume={path.parent.parent}",

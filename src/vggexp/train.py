@@ -104,7 +104,8 @@ def _train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fa
     """
 
     def interrupted(signum: int) -> None:
-        _record(folder, manifest | {"status": "interrupted", "reason": reason(signum)})
+        if manifest["status"] == "running":
+            _record(folder, manifest | {"status": "interrupted", "reason": reason(signum)})
 
     parent = os.getppid()
     try:
@@ -134,12 +135,12 @@ def _train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fa
                     return mistake.exit_code if _is_worker() else compose.fail(mistake)
                 traceback.print_exc()
                 return 1
-            done = manifest | {"status": "completed"} | result
-            _record(folder, done)
+            manifest |= {"status": "completed"} | result
+            _record(folder, manifest)
     except UserError as error:  # of the lock
         return compose.fail(error)
     if not _is_worker():
-        tables.show_result(done, folder)
+        tables.show_result(manifest, folder)
     return 0
 
 

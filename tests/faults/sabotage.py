@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -128,3 +129,8 @@ def out_of_gpu_memory(count: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     _at(Classifier, "training_step", count, act)
+
+
+def file_size_limit(kilobytes: int) -> None:
+    """No file may become larger, as on a full quota."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, resource.RLIM_INFINITY))

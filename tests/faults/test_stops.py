@@ -10,28 +10,15 @@ from typing import Any
 
 import compare
 import pytest
-from trials import ARGS, Farm, Server, Tally
+from trials import ARGS, RESUME, START, Farm, Server, Tally, finish
 
 from conftest import configure
 from vggexp import record
 from vggexp.run import run
 from vggexp.signals import Interrupted, Signals
 
-RESUME = ["resume=outputs/run", "allowed_packages=[synthetic]"]
-START = [*ARGS, "hydra.run.dir=outputs/run"]
 SECONDS = 2.5
 """About as long as a trial lasts."""
-
-
-def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
-    """Resumes, or starts again if there was no run yet, and compares."""
-    begun = (cwd / "outputs" / "run" / record.RESULT).exists()
-    code = server.run(RESUME if begun else START, cwd)
-    log = (cwd / "log").read_text()
-    assert code == 0, log
-    assert "Traceback" not in log, log
-    found = compare.differences(expected, compare.outcome(cwd / "outputs" / "run"))
-    assert not found, found[:5]
 
 
 def kill_at(server: Server, cwd: Path, argv: list[str], seconds: float, signum: int) -> int:
@@ -109,6 +96,7 @@ class StopAt(Signals):
 
     def __init__(self, number: int) -> None:
         self.number, self.asked = number, 0
+        self.armed = False
         super().__init__()
 
     @property
@@ -117,8 +105,9 @@ class StopAt(Signals):
         return signal.SIGTERM if self.asked >= self.number else 0
 
     @received.setter
-    def received(self, value: int) -> None:
-        self.armed = False
+    def received(self, value: int) -> None: ...
+
+    def check(self) -> None: ...
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -12,9 +12,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import compare
 import pytest
 
 from conftest import TESTS, TINY
+from vggexp import record
 
 FAULTS = Path(__file__).parent
 ARGS = (
@@ -23,6 +25,8 @@ ARGS = (
     *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "checkpoint.every_n_seconds=0.1"),
 )
 """A run of 15 steps, with dropout, that saves often."""
+START = [*ARGS, "hydra.run.dir=outputs/run"]
+RESUME = ["resume=outputs/run", "allowed_packages=[synthetic]"]
 
 
 @dataclass
@@ -43,7 +47,8 @@ class Tally:
 
     def check(self) -> None:
         assert self.tried
-        assert not self.lost, "\n".join(self.lost)
+        if self.lost:
+            pytest.fail(f"{len(self.lost)} of {self.tried} lost:\n" + "\n\n".join(self.lost), pytrace=False)
 
 
 TALLIES: dict[str, Tally] = {}
@@ -143,11 +148,20 @@ def farm(_folders: None) -> Iterator[Farm]:
         server.process.wait()
 
 
+def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
+    """Resumes, or starts again if there was no run yet, and compares."""
+    begun = (cwd / "outputs" / "run" / record.RESULT).exists()
+    code = server.run(RESUME if begun else START, cwd)
+    log = (cwd / "log").read_text()
+    assert code == 0, log
+    assert "Traceback" not in log, log
+    found = compare.differences(expected, compare.outcome(cwd / "outputs" / "run"))
+    assert not found, found[:5]
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a run gives that nothing happens to."""
-    import compare
-
     cwd = tmp_path_factory.mktemp("uninterrupted")
-    assert farm.servers[0].run([*ARGS, "hydra.run.dir=outputs/run"], cwd) == 0, (cwd / "log").read_text()
+    assert farm.servers[0].run(START, cwd) == 0, (cwd / "log").read_text()
     return compare.outcome(cwd / "outputs" / "run")

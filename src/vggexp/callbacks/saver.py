@@ -81,7 +81,6 @@ class Saver(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer, "epoch")
-        self.signals.armed = False
         self._stop(self._asked(trainer))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -89,9 +88,6 @@ class Saver(Checkpoint):
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self._stop(self._asked(trainer))
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.signals.armed = False
 
     def _arm(self) -> None:
         self.signals.install()
@@ -107,7 +103,6 @@ class Saver(Checkpoint):
 
     def _stop(self, asked: int) -> None:
         if asked > 1:
-            self.signals.armed = False
             raise Interrupted(asked)
 
     def _save(self, trainer: L.Trainer, place: Place) -> None:

@@ -1,0 +1,171 @@
+"""Configs that are wrong or hostile are refused, naming the key, before anything of theirs is done."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trials import Farm, Server, Tally
+
+from conftest import configure
+from vggexp.data import idx
+from vggexp.errors import UserError
+
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12).map(lambda word: f"x{word}x")
+NUMBERS = st.one_of(st.integers(-(10**6), -1), st.floats(-1e6, -1e-6).map(lambda x: round(x, 6)))
+NOT_FINITE = st.sampled_from(["nan", "inf", "-inf"])
+BOOLEANS = st.sampled_from(["true", "false"])
+LISTS = st.sampled_from(["[]", "[1,2,3]", "{a:1}"])
+COUNTS = st.one_of(WORDS, NUMBERS, NOT_FINITE, LISTS, st.floats(0.001, 0.999), BOOLEANS)
+"""What is no number of things."""
+AMOUNTS = st.one_of(WORDS, NUMBERS, NOT_FINITE, LISTS, BOOLEANS)
+"""What is no positive number."""
+SWITCHES = st.one_of(WORDS, st.integers(2, 9), LISTS)
+CHOICES = st.one_of(WORDS, st.integers(), LISTS)
+
+BAD: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("data.resize", "data.batch_size", "data.val_size", "data.num_workers", "seed"), COUNTS),
+    **dict.fromkeys(("model.ratio", "model.hidden", "model.num_classes", "model.in_channels"), COUNTS),
+    **dict.fromkeys(("trainer.max_epochs", "trainer.log_every_n_steps", "trainer.accumulate_grad_batches"), COUNTS),
+    **dict.fromkeys(("optimizer.lr", "checkpoint.every_n_seconds", "optimizer.eps"), AMOUNTS),
+    **dict.fromkeys(("model.dropout", "trainer.limit_train_batches", "trainer.gradient_clip_val"), AMOUNTS),
+    **dict.fromkeys(("model.batch_norm", "trainer.deterministic", "data.test_each_epoch"), SWITCHES),
+    **dict.fromkeys(("model.arch", "model.init", "trainer.precision", "trainer.strategy"), CHOICES),
+    **dict.fromkeys(("model", "data", "optimizer", "scheduler", "trainer", "experiment", "debug"), WORDS),
+}
+UNKNOWN = st.builds(
+    lambda section, name: f"{section}.{name}", st.sampled_from(["model", "data", "optimizer", "trainer"]), WORDS
+)
+MISTAKES = st.one_of(
+    st.sampled_from(sorted(BAD)).flatmap(lambda key: st.tuples(st.just(key), BAD[key])),
+    st.tuples(UNKNOWN, st.integers(0, 9)),
+)
+
+
+def test_bad_configs(
+    tally: Callable[[str], Tally], count: Callable[[int, int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = tally("bad configs")
+    monkeypatch.setattr(idx, "obtain", lambda *_, **__: pytest.fail("the data were touched"))
+
+    @settings(
+        max_examples=count(1000, 200),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(MISTAKES)
+    def refuse(mistake: tuple[str, Any]) -> None:
+        key, value = mistake
+        with configs.trial(f"{key}={value}"):
+            with pytest.raises(UserError) as error:
+                configure(f"{key}={value}")
+            assert key in str(error.value), str(error.value)
+            assert "\n" not in str(error.value)
+
+    refuse()
+    configs.check()
+
+
+TOUCH = "'touch canary'"
+TARGETS = [
+    *("os.system", "posix.system", "subprocess.run", "subprocess.Popen", "subprocess.check_output", "pty.spawn"),
+    *("builtins.open", "builtins.exec", "builtins.eval", "builtins.__import__", "pathlib.Path.write_text"),
+    *("pathlib.Path.touch", "shutil.copyfile", "joblib.load", "numpy.load", "pickle.load", "torch.load"),
+    *("torch.hub.load", "torch.utils.cpp_extension.load", "importlib.import_module", "runpy.run_path"),
+    *("functools.partial", "hydra.utils.instantiate", "logging.config.dictConfig", "ctypes.CDLL", "evil.Evil"),
+    *("vggexp.record.write", "vggexp.record.os.system", "vggexp.train.main", "vggexp.data.idx.subprocess.run"),
+    *("torch.optim.adam.torch.load", "torch.optim.lr_scheduler.partial", "lightning.pytorch.Trainer"),
+    *("torchmetrics.Metric", "vggexp/../evil.Evil", "vggexp..evil.Evil"),
+]
+HYDRA = [
+    "+hydra.callbacks.evil={_target_:os.system,command:'touch canary'}",
+    "+hydra.callbacks.evil={_target_:hydra.utils.call,config:{_target_:os.system,command:'touch canary'}}",
+    "-m hydra.launcher._target_=evil.Evil",
+    "-m hydra.sweeper._target_=evil.Evil",
+    "+hydra.job_logging.handlers.evil={'()':os.system,command:'touch canary'}",
+    "+hydra.job_logging.handlers.evil={class:evil.Evil}",
+    "+hydra.hydra_logging.handlers.evil={class:subprocess.Popen,args:'touch canary'}",
+    "hydra.job_logging.handlers.console.stream=ext://evil.Evil",
+    "hydra.job_logging.handlers.file.filename=canary",
+    "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/../../canary",
+    "+hydra.job.env_set.LD_PRELOAD=./evil.so",
+    "hydra.searchpath=[pkg://evil]",
+    "hydra.output_subdir=../../canary",
+    "hydra.run.dir=canary",
+    "hydra.run.dir=outputs/../canary",
+    "hydra.run.dir=outputs/link/canary",
+    "hydra.run.dir=outputs",
+    "-m hydra.sweep.dir=canary",
+    "-m hydra.sweep.subdir=../../canary",
+    "--experimental-rerun=evil.pickle",
+    "model._target_=${oc.env:EVIL}",
+    "data.root=os.system model._target_=${data.root}",
+    "+model.evil={_target_:os.system,command:'touch canary'}",
+    "+evil={_target_:os.system,command:'touch canary'}",
+    "optimizer._target_=vggexp.models.vgg.VGG",
+    "model._target_=torch.optim.Adam",
+    "model._target_=evil.Evil allowed_packages=[torch]",
+]
+FILES = {
+    "a python tag": "!!python/object/apply:os.system ['touch canary']",
+    "aliases that multiply": "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+    + "".join(f"{y}: &{y} [{','.join([f'*{x}'] * 10)}]\n" for x, y in zip("abcdefgh", "bcdefghi", strict=True)),
+    "an alias of itself": "a: &a [*a]",
+    "deep nesting": "a: " + "[" * 5000 + "]" * 5000,
+    "a large file": "a: " + "x" * 2**21,
+    "a target in a list": "model:\n  blocks: [{_target_: os.system, command: touch canary}]",
+    "a target by alias": "seed: &evil os.system\nmodel:\n  _target_: *evil\n  command: touch canary",
+    "another folder's defaults": "defaults: [/../../../../etc/passwd]",
+    "a package on the search path": "hydra:\n  searchpath: [pkg://evil]",
+    "an interpolated package": "hydra:\n  searchpath: ['${oc.env:EVIL_PATH}']",
+}
+
+
+def test_attacks(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path) -> None:
+    """A canary file would prove that code ran; `evil` is a module that leaves it when it is imported."""
+    attacks = tally("config attacks")
+    plans = [
+        *[[f"model._target_={target}", f"+model.command={TOUCH}"] for target in TARGETS],
+        *[_arguments(text) for text in HYDRA],
+        *[["--config-dir=conf", f"experiment=attack{n}"] for n in range(len(FILES))],
+    ]
+    assert len(plans) >= 60
+
+    def trial(server: Server, number: int) -> None:
+        argv = plans[number]
+        cwd = tmp_path / str(number)
+        (cwd / "conf" / "experiment").mkdir(parents=True)
+        (cwd / "outputs").mkdir()
+        (cwd / "outputs" / "link").symlink_to(cwd)
+        (cwd / "evil.py").write_text(f"open({str(cwd / 'canary')!r}, 'w')\nclass Evil: pass\n")
+        (cwd / "evil.pickle").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+        if "--config-dir=conf" in argv:
+            name = argv[1].partition("=")[2]
+            content = list(FILES.values())[int(name.removeprefix("attack"))]
+            (cwd / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
+        with attacks.trial(" ".join(argv)):
+            env = {"EVIL": "os.system", "EVIL_PATH": "pkg://evil", "PYTHONPATH": os.fspath(cwd)}
+            flags = [part for part in argv if part.startswith("-")]
+            rest = [part for part in argv if part not in flags]
+            code = server.run([*flags, *QUIET, *rest], cwd, **env)
+            log = (cwd / "log").read_text()
+            assert code in (1, 2), log
+            assert "Traceback" not in log, log
+            assert len(log.splitlines()) <= 2, log
+            left = {path.name for path in cwd.iterdir()}
+            assert left == {"conf", "outputs", "evil.py", "evil.pickle", "log"}, left
+
+    farm.map(trial, range(len(plans)))
+    attacks.check()
+
+
+QUIET = ["model.ratio=16", "data.resize=32", "data.root=nowhere"]
+
+
+def _arguments(text: str) -> list[str]:
+    return [text] if "{" in text else text.split(" ")
