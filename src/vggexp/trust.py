@@ -44,15 +44,18 @@ def check_files(folder: str) -> None:
         try:
             if path.stat().st_size > LARGEST_FILE:
                 raise UserError(f"{path}: is larger than a config can be")
-            root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)  # type: ignore[no-untyped-call]
-            if root is not None and _size(root, {}) > LARGEST_TREE:
+            text = path.read_text(encoding="utf-8")
+            root = yaml.compose(text, yaml.SafeLoader)  # type: ignore[no-untyped-call]
+            if root is None:
+                continue
+            if _size(root, {}) > LARGEST_TREE:
                 raise UserError(f"{path}: its aliases stand for more than {LARGEST_TREE:,} values")
-            if root is not None:
-                _check_search_path(root, path)
+            _check_search_path(root, path)
+            yaml.safe_load(text)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}") from error
         except yaml.YAMLError as error:
-            raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+            raise UserError(f"{path}: is no plain YAML: {' '.join(str(error).split())}") from error
         except RecursionError as error:
             raise UserError(f"{path}: is nested too deeply, or in itself") from error
 

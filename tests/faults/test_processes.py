@@ -1,0 +1,98 @@
+"""Runs of several processes give one process's numbers, and stop and go on as one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import compare
+import pytest
+import torch
+from trials import ARGS, Tally
+
+from conftest import TESTS, vggexp
+from synthetic import TEST
+from vggexp import record
+
+OPTIONS = (*ARGS, "model.dropout=0.0", "data.batch_size=100", "optimizer.lr=0.002", "checkpoint.every_n_seconds=1000")
+"""A batch of 100 does not divide by 3, nor the 130 test images by 3 or 4."""
+
+
+def options(world: int) -> list[str]:
+    return [*OPTIONS, *([] if world == 1 else ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world}"])]
+
+
+def run(world: int, cwd: Path, *more: str) -> dict[str, Any]:
+    cwd.mkdir()
+    done = vggexp("train", *options(world), *more, "hydra.run.dir=outputs/run", cwd=cwd, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return record.read(cwd / "outputs" / "run")
+
+
+def stop(world: int, cwd: Path, signum: int, everybody: bool) -> None:
+    """Starts a run and signals it in its second epoch: the first process alone, or all, as a terminal does."""
+    cwd.mkdir()
+    env = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vggexp.train", *options(world), "hydra.run.dir=outputs/run"]
+    process = subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch 1/"):
+                break
+        if everybody:
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
+        rest = process.stdout.read()
+        assert process.wait(60) == 128 + signum, rest
+        assert "Traceback" not in rest, rest
+        assert record.read(cwd / "outputs" / "run")["status"] == "interrupted"
+        assert _gone(process.pid), "a process is left"
+    finally:
+        if not _gone(process.pid, 0):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _gone(group: int, seconds: float = 10) -> bool:
+    """Whether no process of a group is left."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.1)
+
+
+def test_worlds(tally: Callable[[str], Tally], tmp_path: Path, count: Callable[[int, int], int]) -> None:
+    worlds = tally("processes (DDP)")
+    one = run(1, tmp_path / "one")
+    alone = compare.outcome(tmp_path / "one" / "outputs" / "run")["last.ckpt"]["state_dict"]
+    for world in range(count(1, 2), count(4, 3) + 1):
+        with worlds.trial(f"{world} processes"):
+            whole = run(world, tmp_path / f"whole {world}")
+            for name in ("train/acc", "val/acc", "test/acc"):
+                assert whole[name] == one[name], name
+            for name in ("train/loss", "val/loss", "test/loss"):
+                assert whole[name] == pytest.approx(one[name], rel=1e-4), name
+            assert whole["test/acc"] * TEST == pytest.approx(round(whole["test/acc"] * TEST), abs=1e-4)
+            expected = compare.outcome(tmp_path / f"whole {world}" / "outputs" / "run")
+            for name, weight in expected["last.ckpt"]["state_dict"].items():
+                torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=1e-4)
+
+            cwd = tmp_path / f"stopped {world}"
+            stop(world, cwd, signal.SIGTERM if world % 2 else signal.SIGINT, everybody=world % 2 == 0)
+            resumed = vggexp("train", "resume=last", "allowed_packages=[synthetic]", cwd=cwd, OMP_NUM_THREADS="1")
+            assert resumed.returncode == 0, resumed.stderr
+            found = compare.differences(expected, compare.outcome(cwd / "outputs" / "run"))
+            assert not found, found[:5]
+    worlds.check()
