@@ -8,7 +8,7 @@ ARGS   ?=
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train sweep tensorboard test lint format lock wheel clean
+.PHONY: help setup data train sweep tensorboard test faults audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
@@ -40,6 +40,13 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(READY) ## make every trial of the fault harness (about 10 minutes)
+	$(BIN)/python -m pytest tests/faults --full $(ARGS)
+
+audit: $(READY) ## look the locked packages up in the database of known weaknesses
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .

@@ -109,6 +109,9 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
         UserError: this machine cannot do what they ask.
     """
     options = cfg.trainer.model_dump(exclude={"early_stopping", "enable_progress_bar", "max_steps"})
+    if options["strategy"] == "ddp":
+        # else the first step's sums would be taken in another order, and a resumed run would round differently
+        options["strategy"] = "ddp_find_unused_parameters_true"
     options["benchmark"] = options["benchmark"] and not options["deterministic"]
     try:
         trainer = L.Trainer(
@@ -165,8 +168,8 @@ def _log_hparams(logger: TensorBoardLogger, cfg: Config, result: dict[str, Any])
 
 def quiet() -> None:
     """Silences what Lightning says of choices that are ours."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # the images lie in memory
         ".*smaller than the logging interval.*",

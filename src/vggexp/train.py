@@ -108,6 +108,8 @@ def _train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fa
             _record(folder, manifest | {"status": "interrupted", "reason": reason(signum)})
 
     parent = os.getppid()
+    if cfg.trainer.strategy == "ddp":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would advise against our choice in each process
     try:
         lock = nullcontext() if _is_worker() else record.hold(folder, f"{resume.OPTION}{folder}")
         with lock, Signals(interrupted) as signals:

@@ -51,7 +51,7 @@ def check_files(folder: str) -> None:
             if _size(root, {}) > LARGEST_TREE:
                 raise UserError(f"{path}: its aliases stand for more than {LARGEST_TREE:,} values")
             _check_search_path(root, path)
-            yaml.safe_load(text)
+            yaml.safe_load(text)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}") from error
         except yaml.YAMLError as error:

@@ -1,0 +1,155 @@
+"""`resume=` finds the run, refuses what would make it another run, and continues what may be continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import QUICK, TESTS, Run, configure, refusal, vggexp
+from test_run import logged
+from vggexp import checkpoint, record, resume, trust
+from vggexp.csvlog import CSVLogger
+from vggexp.run import run
+from vggexp.store import Store
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["optimizer.lr=0.1"], "optimizer.lr=0.1: the run has 0.002"),
+        (["data.resize=64"], "data.resize=64: the run has 32"),
+        (["trainer.max_epochs=1"], "trainer.max_epochs=1: the run has 2; a resumed run can only have more"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs=many"),
+        (["model=vgg16"], "model=vgg16: cannot be chosen again"),
+        (["model.depth=3"], "model.depth=3: unknown key"),
+        (["nonsense"], "nonsense: is not KEY=VALUE"),
+        (["--multirun"], "--multirun: cannot go with resume="),
+        (["allowed_packages=[]"], "data._target_=synthetic.SyntheticMNIST: not in an allowed package"),
+    ],
+)
+def test_another_config_is_refused_naming_the_key(trained: Run, args: list[str], words: str) -> None:
+    trusted = [] if args[0].startswith("allowed") else ["allowed_packages=[synthetic]"]
+    assert words in refusal(lambda: resume.config(trained.folder, [*trusted, *args]))
+
+
+def test_the_same_config_and_more_epochs_are_accepted(trained: Run) -> None:
+    cfg, _ = resume.config(trained.folder, ["allowed_packages=[synthetic]", "optimizer.lr=0.002"])
+    assert cfg == trained.cfg
+    cfg, _ = resume.config(trained.folder, ["allowed_packages=[synthetic]", "trainer.max_epochs=9"])
+    assert cfg.trainer.max_epochs == 9
+
+
+def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
+    assert f"resume={tmp_path}: holds no result.json" in refusal(lambda: resume.find(str(tmp_path)))
+    assert "resume=last: there is no run under" in refusal(lambda: resume.find("last", tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").write_text("[" * 10**5)
+    assert "its result.json cannot be read" in refusal(lambda: resume.find("last", tmp_path))
+    (tmp_path / "a" / "result.json").write_text('{"status": "running"}')
+    assert "holds no config" in refusal(lambda: resume.config(tmp_path / "a", []))
+
+
+def test_a_finished_run_says_so_and_goes_on_only_for_more_epochs(tmp_path: Path) -> None:
+    """Three epochs at once and two, then one more, are the same: the rate is constant."""
+    options = [*QUICK, "hydra.run.dir=outputs/run"]
+    assert vggexp("train", *options, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "outputs" / "run" / "result.json").read_bytes()
+    again = vggexp("train", "resume=last", "allowed_packages=[synthetic]", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "has completed" in again.stdout
+    assert (tmp_path / "outputs" / "run" / "result.json").read_bytes() == before
+
+    more = ["resume=outputs/run", "allowed_packages=[synthetic]", "trainer.max_epochs=3"]
+    assert vggexp("train", *more, cwd=tmp_path).returncode == 0
+    whole = run(configure(*QUICK, "trainer.max_epochs=3"), tmp_path / "whole")
+    extended = json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())
+    assert {name: extended[name] for name in ("test/acc", "test/loss", "val/acc", "train/loss", "steps")} == {
+        name: whole[name] for name in ("test/acc", "test/loss", "val/acc", "train/loss", "steps")
+    }
+    assert (extended["config"]["trainer"]["max_epochs"], len(extended["resumed"])) == (3, 1)
+
+
+def test_a_longer_run_stretches_its_schedule(tmp_path: Path) -> None:
+    cfg = configure(*QUICK, "scheduler=onecycle", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    run(cfg, tmp_path)
+    longer = configure(*QUICK, "scheduler=onecycle", "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
+    result = run(longer, tmp_path, resume=True)
+    rates = logged(tmp_path)["lr"]
+    assert (result["epochs"], len(rates)) == (4, 20)
+    assert min(rates[:4]) < rates[5] > rates[19]
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
+    """While the first waits for a batch to end: one of a network that takes many seconds for it."""
+    options = [*QUICK, "model.ratio=1", "data.resize=224", "data.batch_size=64", "hydra.run.dir=outputs/run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggexp.train", *options, "trainer.max_epochs=99"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    try:
+        while not list((tmp_path / "outputs" / "run").glob("events.*")) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(3) == 130
+    finally:
+        process.kill()
+    result = json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())
+    assert (result["status"], result["reason"]) == ("interrupted", "Ctrl-C")
+
+
+def test_a_run_that_is_going_on_is_not_resumed(trained: Run, tmp_path: Path) -> None:
+    record.write(tmp_path, record.read(trained.folder) | {"status": "running"})
+    assert not record.is_held(tmp_path)
+    with record.hold(tmp_path, "resume=x"):
+        assert record.is_held(tmp_path)
+
+        def hold() -> None:
+            with record.hold(tmp_path, "resume=x", seconds=0.1):
+                pass
+
+        assert f"resume=x: is running, as process {os.getpid()}" in refusal(hold)
+
+
+def test_a_swapped_checkpoint_is_refused(train: Callable[..., Run], trained: Run, tmp_path: Path) -> None:
+    other = train("optimizer.lr=0.003", "trainer.max_epochs=1")
+    content = checkpoint.read(other.folder / "checkpoints" / "last.ckpt", "run")
+    Store().save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
+    message = refusal(lambda: run(trained.cfg, tmp_path, resume=True))
+    assert "last.ckpt: is of another run: optimizer.lr=0.002: the run has 0.003" in message
+
+
+def test_metrics_csv_keeps_whole_rows_below_the_step_and_takes_new_columns(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    for step in range(4):
+        logger.log_metrics({"lr": step / 10}, step)
+    logger.save()
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("0.9,1")  # a row that was being written when the power went
+    logger = CSVLogger(tmp_path, first_step=2)
+    logger.log_metrics({"lr": 0.7, "acc": 0.5}, 2)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text() == "acc,lr,step\n,0.0,0\n,0.1,1\n0.5,0.7,2\n"
+
+
+def test_runs_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trust.check_place("outputs/a", "key")
+    for place in ("outputs", "elsewhere", "outputs/../a", "/tmp/a", "outputsider/a"):
+        assert refusal(lambda place=place: trust.check_place(place, "key")).startswith(f"key={place}: lies outside")
+    monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path / "scratch"))
+    trust.check_place(str(tmp_path / "scratch" / "a"), "key")
+    assert "lies outside" in refusal(lambda: trust.check_place("outputs/a", "key"))
