@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -97,6 +98,16 @@ class Signals:
                 self.told(signum)
                 os._exit(128 + signum)
         os.close(incoming)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Delays the signals; a process that is forked meanwhile never gets any of them, and ends when its parent does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _set(signum: int, handler: Any) -> None:

@@ -74,8 +74,9 @@ def newest(run: Path, console: Console) -> Path | None:
             for other in damaged:
                 os.replace(other, other.with_suffix(".damaged"))  # else it would push out the good one
             return path
-        console.print(f"{path}: {found}; the one before it is used" if path != paths[-1] else "", soft_wrap=True)
         damaged.append(path)
+        if path != paths[-1]:
+            console.print(f"{path}: {found}; the one before it is used", soft_wrap=True)
     if damaged:
         names = " and ".join(path.name for path in damaged)
         raise UserError(f"resume={run}: {names} cannot be read; train again in a new folder", 1)

@@ -80,6 +80,9 @@ def _resume(run: str, args: list[str]) -> int:
         return 0
     sys.argv[1:] = [f"{resume.OPTION}{folder.resolve()}", *args]  # for the further processes of trainer=ddp
     manifest = record.manifest(cfg)
+    old, new = dict(past.get("versions") or {}), manifest["versions"]
+    if changed := [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]:
+        print(f"{folder}: goes on with {', '.join(changed)}: the last bits may differ", file=sys.stderr)
     manifest |= {"started": past.get("started"), "resumed": [*past.get("resumed", []), manifest["started"]]}
     return _train(cfg, folder, manifest, again=True)
 

@@ -21,10 +21,10 @@ SECONDS = 2.5
 """About as long as a trial lasts."""
 
 
-def kill_at(server: Server, cwd: Path, argv: list[str], seconds: float, signum: int) -> int:
+def kill_at(server: Server, cwd: Path, argv: list[str], seconds: float, signum: int, group: bool = False) -> int:
     process = server.start(argv, cwd)
     time.sleep(seconds)
-    os.kill(process.pid, signum)
+    (os.killpg if group else os.kill)(process.pid, signum)
     return process.wait()
 
 
@@ -69,7 +69,10 @@ def test_signals(
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],
 ) -> None:
-    """At random moments; the exit code and the record say what happened, and a last save makes resuming exact."""
+    """At random moments; the exit code and the record say what happened, and a last save makes resuming exact.
+
+    Every other run has workers, and all its processes are signalled, as a terminal and a cluster do.
+    """
     stops = tally("SIGTERM, SIGINT, SIGUSR1")
     draw = random.Random(6)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -80,7 +83,8 @@ def test_signals(
         cwd = tmp_path / str(number)
         cwd.mkdir()
         with stops.trial(f"{signum.name} after {seconds:.2f} s"):
-            code = kill_at(server, cwd, START, seconds, signum)
+            workers = 2 * (number % 2)
+            code = kill_at(server, cwd, [*START, f"data.num_workers={workers}"], seconds, signum, group=workers > 0)
             if (cwd / "outputs" / "run" / record.RESULT).exists() and code != -signum:
                 result = record.read(cwd / "outputs" / "run")
                 status = "interrupted" if code else "completed"

@@ -16,6 +16,7 @@ from vggexp.data import idx
 from vggexp.data.resize import resize
 from vggexp.errors import UserError
 from vggexp.position import position
+from vggexp.signals import held_back
 
 Stage = Literal["train", "val", "test"]
 
@@ -64,6 +65,14 @@ class Batches(Sampler[Tensor]):
             order = order[torch.from_numpy(generator.permutation(len(order)))]
         for batch in order.to(self.device).split(self.batch_size)[self.start :]:  # type: ignore[no-untyped-call]
             yield batch[self.rank :: self.world_size]
+
+
+class Loader(DataLoader[tuple[Tensor, ...]]):
+    """Its workers are not signalled: a terminal or a cluster signals all processes, and the run still needs them."""
+
+    def __iter__(self) -> Any:
+        with held_back():
+            return super().__iter__()
 
 
 def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +185,7 @@ class FashionMNIST(L.LightningDataModule):
             epoch=epoch,
             start=start,
         )
-        return DataLoader(self.sets[stage], sampler=batches, batch_size=None, num_workers=self.num_workers)
+        return Loader(self.sets[stage], sampler=batches, batch_size=None, num_workers=self.num_workers)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self.loader("train", *self._start)
