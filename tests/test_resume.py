@@ -153,3 +153,19 @@ def test_runs_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path / "scratch"))
     trust.check_place(str(tmp_path / "scratch" / "a"), "key")
     assert "lies outside" in refusal(lambda: trust.check_place("outputs/a", "key"))
+
+
+def test_metrics_csv_is_whole_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = CSVLogger(tmp_path)
+    logger.save()
+    logger.log_metrics({"lr": 0.1}, 0)
+
+    def fail(_: int) -> None:
+        raise OSError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record.os, "fsync", fail)
+        with pytest.raises(OSError, match="full"):
+            logger.save()
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text() == "lr,step\n0.1,0\n"

@@ -53,9 +53,9 @@ class CSVLogger(Logger):
     def save(self) -> None:
         if not self._begun or {name for row in self.rows for name in row} - set(self.columns):
             rows = [row for row in _read(self.path) if float(row["step"]) < self._keep_below] + self.rows
-            self.columns = sorted({name for row in rows for name in row})
-            record.replace(self.path, _text(rows, self.columns, header=True))
-            self._keep_below, self._begun = math.inf, True
+            columns = sorted({name for row in rows for name in row})
+            record.replace(self.path, _text(rows, columns, header=True))
+            self.columns, self._keep_below, self._begun = columns, math.inf, True
         elif self.rows:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(_text(self.rows, self.columns, header=False))
@@ -79,7 +79,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
     rows = csv.DictReader(io.StringIO(whole + newline))
-    return [{name: value for name, value in row.items() if value} for row in rows]
+    return [{name: value for name, value in row.items() if value} for row in rows if row.get("step")]
 
 
 def _text(rows: list[dict[str, Any]], columns: list[str], *, header: bool) -> str:

@@ -69,7 +69,7 @@ def test_saves(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path, uninte
             if fault.obstacle:
                 (folder / fault.obstacle).parent.mkdir(parents=True, exist_ok=True)
                 (folder / fault.obstacle).touch()
-            sabotage = [fault.sabotage] if fault.sabotage else [("kill_in_training", 9)] if fault.damage else []
+            sabotage = [fault.sabotage] if fault.sabotage else [("kill_in_training", 12)] if fault.damage else []
             before = set(Path(fault.env["TMPDIR"]).iterdir()) if fault.env else set()
             code = server.run(START, cwd, sabotage, **fault.env)
             if fault.damage:
