@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vggexp import checkpoint, record, store
+from vggexp.callbacks.saver import Saver
 from vggexp.module import Classifier
 
 
@@ -36,6 +37,16 @@ def kill_in_validation(count: int) -> None:
 def kill_in_training(count: int) -> None:
     """SIGKILL in the `count`-th training batch."""
     _at(Classifier, "training_step", count, _die)
+
+
+def stop_at(count: int) -> None:
+    """SIGTERM when the run asks for the `count`-th time whether a signal has come."""
+
+    def act(original: Any, *args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **options)
+
+    _at(Saver, "_asked", count, act)
 
 
 def kill_in_write(count: int) -> None:

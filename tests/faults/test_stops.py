@@ -8,14 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import compare
 import pytest
-from trials import ARGS, RESUME, START, Farm, Server, Tally, finish
+from trials import RESUME, START, Farm, Server, Tally, finish
 
-from conftest import configure
 from vggexp import record
-from vggexp.run import run
-from vggexp.signals import Interrupted, Signals
 
 SECONDS = 2.5
 """About as long as a trial lasts."""
@@ -95,51 +91,31 @@ def test_signals(
     stops.check()
 
 
-class StopAt(Signals):
-    """SIGTERM seems to have come when the run asks for the n-th time: after each batch, in training or validation."""
-
-    def __init__(self, number: int) -> None:
-        self.number, self.asked = number, 0
-        self.armed = False
-        super().__init__()
-
-    @property
-    def received(self) -> int:  # type: ignore[override]
-        self.asked += self.armed
-        return signal.SIGTERM if self.asked >= self.number else 0
-
-    @received.setter
-    def received(self, value: int) -> None: ...
-
-    def check(self) -> None: ...
+PLACES = 3 * (1 + 4 + 2) + 1 + 3
+"""Where a run asks for signals: as epochs begin, after each batch but its last, in validation; at its end; in the test."""
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_resume_at_every_batch(
-    workers: int, tally: Callable[[str], Tally], tmp_path: Path, count: Callable[[int, int], int]
+    workers: int,
+    tally: Callable[[str], Tally],
+    farm: Farm,
+    tmp_path: Path,
+    uninterrupted: dict[str, Any],
+    count: Callable[[int, int], int],
 ) -> None:
     """Three epochs with a one-cycle schedule, stopped once at each place where a run can stop."""
     stops = tally("resume at every batch")
-    cfg = configure(*ARGS, f"data.num_workers={workers}", "checkpoint.every_n_seconds=1000")
+    options = [*START, f"data.num_workers={workers}", "checkpoint.every_n_seconds=1000"]
 
-    def train(folder: Path, signals: Signals | None = None, resume: bool = False) -> None:
-        folder.mkdir(exist_ok=True)
-        result = run(cfg, folder, signals=signals, resume=resume)
-        record.write(folder, {"status": "completed"} | result)
+    def trial(server: Server, place: int) -> None:
+        with stops.trial(f"{workers} workers, place {place}"):
+            cwd = tmp_path / str(place)
+            cwd.mkdir()
+            code = server.run(options, cwd, [("stop_at", place)])
+            assert code == (128 + signal.SIGTERM if place <= PLACES else 0), (cwd / "log").read_text()
+            finish(server, cwd, uninterrupted)
 
-    through = StopAt(10**9)
-    train(tmp_path / "uninterrupted", through)
-    expected = compare.outcome(tmp_path / "uninterrupted")
-    places = list(range(1, through.asked + 1))
-    assert len(places) >= 3 * (4 + 2 + 1)
-    draw = random.Random(workers)
-    for number in draw.sample(places, min(len(places), count(len(places), 4))):
-        with stops.trial(f"{workers} workers, place {number}"):
-            folder = tmp_path / str(number)
-            with pytest.raises(Interrupted):
-                train(folder, StopAt(number))
-            time.sleep(1 - time.time() % 1)  # TensorBoard orders the files of one process by the second
-            train(folder, resume=True)
-            found = compare.differences(expected, compare.outcome(folder))
-            assert not found, found[:5]
+    places = range(1, PLACES + 2)
+    farm.map(trial, random.Random(workers).sample(places, count(len(places), 4)))
     stops.check()
