@@ -92,7 +92,7 @@ def test_signals(
 
 
 PLACES = 3 * (1 + 4 + 2) + 1 + 3
-"""Where a run asks for signals: as epochs begin, after each batch but its last, in validation; at its end; in the test."""
+"""Where a run looks for signals: as epochs begin, after batches but the last, in validation, behind, in the test."""
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
