@@ -41,7 +41,7 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-faults: $(READY) ## make every trial of the fault harness (about 20 minutes)
+faults: $(READY) ## make every trial of the fault harness (about 15 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
 audit: $(READY) ## look the locked packages up in the database of known weaknesses

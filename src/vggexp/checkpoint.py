@@ -121,7 +121,7 @@ def read(path: Path, key: str) -> dict[str, Any]:
 
 _FAULTS = (
     *(EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ImportError),
-    *(struct.error, zipfile.BadZipFile, RecursionError, MemoryError, NotImplementedError),
+    *(struct.error, zipfile.BadZipFile),
 )
 """What torch.load raises on bytes that are no file of weights."""
 

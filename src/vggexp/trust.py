@@ -16,7 +16,7 @@ PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimenta
 
 HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-LOG_FOLDER = "${hydra.runtime.output_dir}/"
+LOG_FOLDER, LOG_NAME = "${hydra.runtime.output_dir}/", "${hydra.job.name}"
 
 
 def outputs() -> Path:
@@ -72,19 +72,22 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 def _check_search_path(root: yaml.Node, path: Path) -> None:
     """Hydra imports the packages that `pkg://` names while it composes, before anybody could look at the result."""
-    for node in _scalars(root, set()):
-        if "pkg://" in node.value:
-            raise UserError(f"{path}: hydra.searchpath={node.value}: only file:// is let in")
+    for key, value in _entries(root, set()):
+        for folder in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if key == "searchpath" and not str(folder.value).startswith("file://"):
+                raise UserError(f"{path}: hydra.searchpath={folder.value}: only file:// is let in")
 
 
-def _scalars(node: yaml.Node, seen: set[int]) -> Iterator[yaml.ScalarNode]:
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif id(node) not in seen:
-        seen.add(id(node))
-        for child in node.value:
-            for part in child if isinstance(child, tuple) else (child,):
-                yield from _scalars(part, seen)
+def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
+    """Every key of nested mappings, with its value."""
+    if isinstance(node, yaml.ScalarNode) or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        yield from ((str(key.value), value) for key, value in node.value)
+    for child in node.value:
+        for part in child if isinstance(child, tuple) else (child,):
+            yield from _entries(part, seen)
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -93,7 +96,7 @@ def check_overrides(overrides: list[str]) -> None:
         UserError: an argument would have Hydra import a package.
     """
     for override in overrides:
-        if "pkg://" in override:
+        if "hydra.searchpath" in override and ("pkg:" in override or "${" in override):
             raise UserError(f"{override}: only file:// is let in")
 
 
@@ -120,6 +123,7 @@ def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> Non
             name == "()"
             or (name == "class" and value not in HANDLERS)
             or (value.startswith(("ext://", "cfg://")) and value not in STREAMS)
+            or "${" in value.removeprefix(LOG_FOLDER).replace(LOG_NAME, "")
         ):
             raise UserError(f"{key}={value}: would run code; a log takes {', '.join(HANDLERS)} and {STREAMS[0]}")
         if logging and name == "filename" and (not value.startswith(LOG_FOLDER) or ".." in value):
@@ -128,9 +132,12 @@ def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> Non
         raise UserError(f"hydra.job.env_set={tree['job']['env_set']}: refused; set variables before the command")
     if tree.get("output_subdir") not in (None, ".hydra"):
         raise UserError(f"hydra.output_subdir={tree['output_subdir']}: is .hydra or null")
+    if "/" in settings.job.name:
+        raise UserError(f"hydra.job.name={settings.job.name}: names a file of the run; leave out the /")
     if multirun:
         check_place(settings.sweep.dir, "hydra.sweep.dir")
-        subdir = OmegaConf.to_container(settings.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
+        OmegaConf.update(settings, "job.num", 0)  # Hydra numbers the jobs later
+        subdir = str(settings.sweep.subdir)
         if ".." in Path(subdir).parts or Path(subdir).is_absolute():
             raise UserError(f"hydra.sweep.subdir={subdir}: leaves the sweep's folder; name a folder in it")
     else:

@@ -95,6 +95,11 @@ HYDRA = [
     "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/../../canary",
     "+hydra.job.env_set.LD_PRELOAD=./evil.so",
     "hydra.searchpath=[pkg://evil]",
+    "hydra.searchpath=['${oc.env:EVIL_PATH}']",
+    "hydra.job.name=../../canary",
+    "data.root=ext://evil.Evil hydra.job_logging.handlers.console.stream=${data.root}",
+    "-m data.root=../../canary hydra.sweep.subdir=${data.root}",
+    "--config-dir=conf --config-name=evil",
     "hydra.output_subdir=../../canary",
     "hydra.run.dir=canary",
     "hydra.run.dir=outputs/../canary",
@@ -143,8 +148,10 @@ def test_attacks(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path) -> N
         (cwd / "outputs").mkdir()
         (cwd / "outputs" / "link").symlink_to(cwd)
         (cwd / "evil.py").write_text(f"open({str(cwd / 'canary')!r}, 'w')\nclass Evil: pass\n")
+        searchpath = "hydra: {searchpath: ['${oc.env:NONE,pkg}://evil']}"
+        (cwd / "conf" / "evil.yaml").write_text(f"defaults: [config, _self_]\n{searchpath}\n")
         (cwd / "evil.pickle").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
-        if "--config-dir=conf" in argv:
+        if argv[-1].startswith("experiment=attack"):
             name = argv[1].partition("=")[2]
             content = list(FILES.values())[int(name.removeprefix("attack"))]
             (cwd / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
@@ -168,4 +175,4 @@ QUIET = ["model.ratio=16", "data.resize=32", "data.root=nowhere"]
 
 
 def _arguments(text: str) -> list[str]:
-    return [text] if "{" in text else text.split(" ")
+    return [text] if text.startswith("+") else text.split(" ")
