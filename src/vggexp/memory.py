@@ -13,20 +13,21 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 def keep_freed() -> None:
     """Lets glibc keep freed activations instead of returning them to the system and faulting them in at each step."""
-    _set_thresholds(2**31 - 1)
+    _set_thresholds(mmap=2**31 - 1, trim=-1)  # -1: never give back
 
 
 def return_freed() -> None:
     """Lets glibc return freed memory at once, so that what the process holds is what is in use."""
-    _set_thresholds(2**16)
+    _set_thresholds(mmap=2**16, trim=2**16)
 
 
-def _set_thresholds(size: int) -> None:
+def _set_thresholds(*, mmap: int, trim: int) -> None:
+    """In bytes: from which size on a block is mapped on its own, and how much free memory is kept."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            libc.mallopt(_MMAP_THRESHOLD, size)
-            libc.mallopt(_TRIM_THRESHOLD, size)
+            libc.mallopt(_MMAP_THRESHOLD, mmap)
+            libc.mallopt(_TRIM_THRESHOLD, trim)
 
 
 def forget_peak() -> None:

@@ -28,6 +28,7 @@ class ProgressBar(L.Callback):
             TextColumn("left"),
             console=console,
             transient=True,
+            refresh_per_second=2,  # drawing takes time from the threads that train
         )
         self.tasks: list[TaskID] = []  # validation runs within an epoch
 

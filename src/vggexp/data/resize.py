@@ -23,18 +23,18 @@ def resize(images: Tensor, size: int) -> Tensor:
     if size < max(height, width):
         raise ValueError(f"size={size}: images of {height}×{width} can only be enlarged")
     if width != size:
-        images = _enlarge(images, size, dim=2)
+        # whole rows are picked faster than single pixels, and the small images turned faster than the large ones
+        images = _enlarge(images.transpose(1, 2).contiguous(), size).transpose(1, 2).contiguous()
     if height != size:
-        images = _enlarge(images, size, dim=1)
+        images = _enlarge(images, size)
     return images
 
 
-def _enlarge(images: Tensor, size: int, dim: int) -> Tensor:
-    low, high, weight_low, weight_high = _taps(images.shape[dim], size, images.device)
-    shape = [1, 1, 1]
-    shape[dim] = size
-    out = images.index_select(dim, low).to(torch.int32).mul_(weight_low.view(shape))
-    out.addcmul_(images.index_select(dim, high).to(torch.int32), weight_high.view(shape))
+def _enlarge(images: Tensor, size: int) -> Tensor:
+    """(N, H, W) → (N, size, W)."""
+    low, high, weight_low, weight_high = _taps(images.shape[1], size, images.device)
+    out = images.index_select(1, low).to(torch.int32).mul_(weight_low.view(-1, 1))
+    out.addcmul_(images.index_select(1, high).to(torch.int32), weight_high.view(-1, 1))
     return out.add_(1 << (_BITS - 1)).bitwise_right_shift_(_BITS).to(torch.uint8)
 
 

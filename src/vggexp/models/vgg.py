@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vggexp.models.layers import Init, classifier, initialise
+from vggexp.models.pieces import Block
 
 LRN = "lrn"
 KERNELS: dict[str, tuple[tuple[int | str, ...], ...]] = {
@@ -98,7 +99,7 @@ class VGG(nn.Module):
         return {key: f"{prefixes[prefix]}.{name}" for key, prefix, name in pairs}
 
 
-def _block(kernels: Sequence[int | str], before: int, after: int, batch_norm: bool) -> nn.Sequential:
+def _block(kernels: Sequence[int | str], before: int, after: int, batch_norm: bool) -> Block:
     """(N, before, H, W) → (N, after, H // 2, W // 2).
 
     The chapter's block ends in ReLU, then max-pool. Both orders give equal bits, forward and backward; pooling first
@@ -117,4 +118,4 @@ def _block(kernels: Sequence[int | str], before: int, after: int, batch_norm: bo
             layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))
     pool = nn.MaxPool2d(kernel_size=2, stride=2)
     layers.insert(len(layers) - isinstance(layers[-1], nn.ReLU), pool)
-    return nn.Sequential(*layers)
+    return Block(*layers)

@@ -1,0 +1,138 @@
+"""The fast paths keep the mathematics: a batch in pieces trains as the layers one after another do."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synthetic import SyntheticMNIST
+from vggexp.models import VGG, AlexNet, pieces
+
+NETWORKS: list[Callable[[], nn.Module]] = [
+    lambda: VGG("vgg13", ratio=8, image_size=65),
+    lambda: VGG("vgg11_lrn", ratio=8, image_size=32),
+    lambda: VGG("vgg11", ratio=8, image_size=34, batch_norm=True),
+    lambda: AlexNet(ratio=8, image_size=80),
+]
+SIZES = [65, 32, 34, 80]
+
+
+@pytest.fixture
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 60_000)
+
+
+def plain(net: nn.Module) -> nn.Module:
+    """The same network in which each block is an `nn.Sequential`, as the chapter's."""
+    copied = copy.deepcopy(net)
+    for module in copied.modules():
+        if isinstance(module, pieces.Block):
+            module.__class__ = nn.Sequential  # type: ignore[assignment]
+    return copied
+
+
+def gradients(net: nn.Module, images: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)  # of dropout
+    return list(torch.autograd.grad(F.cross_entropy(net(images), torch.arange(len(images)) % 10), net.parameters()))
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize(("make", "size"), zip(NETWORKS, SIZES, strict=True))
+def test_gradients_are_those_of_the_plain_layers(make: Callable[[], nn.Module], size: int, last: bool) -> None:
+    """In float64, so that no rounding moves the maximum of a window."""
+    torch.manual_seed(0)
+    net = make().double().to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    images = torch.rand(11, 1, size, size, dtype=torch.float64)
+    for ours, theirs in zip(gradients(net, images), gradients(plain(net), images), strict=True):
+        assert ours.dtype == torch.float64
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("make", "size"), zip(NETWORKS, SIZES, strict=True))
+def test_evaluation_gives_the_logits_of_training(make: Callable[[], nn.Module], size: int, dtype: torch.dtype) -> None:
+    net, images = make().eval(), torch.rand(11, 1, size, size)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        learning = net(images)
+        with torch.inference_mode():
+            assert torch.equal(net(images), learning)
+    assert learning.dtype == dtype
+
+
+def losses(net: nn.Module, lr: float, steps: int = 60) -> list[float]:
+    """Of training at 64 px, in the precision of the network's weights."""
+    import os
+
+    data = SyntheticMNIST(root=os.environ["VGGEXP_TEST_ROOT"], val_size=0, resize=64, batch_size=64)
+    data.prepare_data()
+    data.setup()
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    found: list[float] = []
+    epoch, dtype = 0, next(net.parameters()).dtype
+    while len(found) < steps:
+        for batch in data.loader("train", epoch):
+            images, labels = data.on_after_batch_transfer(batch, 0)
+            torch.manual_seed(len(found))  # of dropout
+            loss = F.cross_entropy(net(images.to(dtype)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        epoch += 1
+    return found[:steps]
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize(
+    ("dtype", "lr", "last", "tolerance"),
+    [(torch.float32, 1e-4, 2.1, 1e-3), (torch.float64, 1e-3, 0.5, 1e-8)],
+    ids=["fp32", "fp64"],
+)
+def test_the_loss_curve_is_the_plain_paths_over_60_steps(
+    dtype: torch.dtype, lr: float, last: float, tolerance: float
+) -> None:
+    """Ours against the chapter's: NCHW, layers one after another, ReLU before the max-pool.
+
+    Training makes a difference of one rounding grow with every step; in fp32 a low rate keeps it small, in fp64
+    there is room for the chapter's.
+    """
+    torch.manual_seed(0)
+    net = VGG("vgg11", ratio=16, image_size=64, init="kaiming").to(dtype)
+    chapter = plain(net)
+    for block in chapter.features:  # type: ignore[union-attr]
+        layers = list(block)
+        block.__init__(*layers[:-2], layers[-1], layers[-2])
+    ours, theirs = losses(net.to(memory_format=torch.channels_last), lr), losses(chapter, lr)
+    assert ours[0] > 2.3
+    assert ours[-1] < last
+    assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+def test_a_layer_with_a_hook_runs_as_itself() -> None:
+    net, seen = VGG("vgg11", ratio=8, image_size=64), []
+    handle = net.features[0][0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    images = torch.rand(9, 1, 64, 64)
+    watched = net.eval()(images)
+    assert seen == [(9, 8, 64, 64)]
+    handle.remove()
+    assert torch.allclose(net(images), watched, atol=1e-6)
+    assert len(seen) == 1
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("options", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"bias": False}])
+def test_a_convolution_with_other_options_runs_as_itself(options: dict[str, object]) -> None:
+    block = pieces.Block(nn.Conv2d(4, 8, 3, padding=1, **options), nn.ReLU())
+    maps = torch.rand(16, 4, 32, 32)
+    assert torch.equal(block(maps), nn.Sequential(*block)(maps))
+
+
+def test_a_network_that_does_not_learn_keeps_nothing() -> None:
+    net = VGG("vgg11", ratio=8, image_size=64).requires_grad_(False)
+    assert net(torch.rand(9, 1, 64, 64)).grad_fn is None
