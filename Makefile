@@ -8,12 +8,12 @@ ARGS   ?=
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train sweep tensorboard test faults audit lint format lock wheel clean
+.PHONY: help setup data train sweep tensorboard test benchmark benchmark-full benchmark-gpu faults audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
-		printf '  %-12s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+		printf '  %-15s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## make .venv from requirements.lock (about 6 GB on Linux, 2 minutes)
 
@@ -40,6 +40,17 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+benchmark: data ## measure training at 96 px against other loops, side by side (about 8 minutes)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+benchmark-full: data ## the same at 224 px, then scaling and start-up (about 45 minutes)
+	$(BIN)/python -m benchmarks.compare --size 224 $(ARGS)
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.startup
+
+benchmark-gpu: data ## measure whole epochs on one GPU, the table last
+	$(BIN)/python -m benchmarks.gpu
 
 faults: $(READY) ## make every trial of the fault harness (about 15 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)

@@ -73,18 +73,22 @@ def pil_batches(size: int, images: int, workers: int = WORKERS) -> Batches:
     return torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers)
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def precision(name: str) -> contextlib.AbstractContextManager[Any]:
     """Automatic mixed precision, or nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if name == "bf16" else contextlib.nullcontext()
+    return torch.autocast(DEVICE, torch.bfloat16) if name == "bf16" else contextlib.nullcontext()
 
 
 def chapter(size: int, name: str, images: int) -> Callable[[], None]:
-    net, batches = chapter_network(size), pil_batches(size, images)
+    net, batches = chapter_network(size).to(DEVICE), pil_batches(size, images)
     optimizer = torch.optim.Adam(net.parameters(), lr=LR)
 
     def epoch() -> None:
         loss_sum = correct = count = 0.0
-        for pictures, labels in batches:
+        for on_cpu, of_cpu in batches:
+            pictures, labels = on_cpu.to(DEVICE), of_cpu.to(DEVICE)
             with precision(name):
                 logits = net(pictures)
                 loss = F.cross_entropy(logits, labels)
@@ -100,15 +104,16 @@ def chapter(size: int, name: str, images: int) -> Callable[[], None]:
 
 
 def torchvision(size: int, name: str, images: int) -> Callable[[], None]:
-    net, batches = chapter_network(size), pil_batches(size, images)
+    net, batches = chapter_network(size).to(DEVICE), pil_batches(size, images)
     optimizer = torch.optim.Adam(net.parameters(), lr=LR)
     criterion = nn.CrossEntropyLoss()
 
     def epoch() -> None:
         net.train()
         meters: dict[str, list[float]] = {"loss": [], "acc1": [], "acc5": [], "images_per_second": []}
-        for pictures, labels in batches:
+        for on_cpu, of_cpu in batches:
             start = time.perf_counter()
+            pictures, labels = on_cpu.to(DEVICE), of_cpu.to(DEVICE)
             with precision(name):
                 logits = net(pictures)
                 loss = criterion(logits, labels)
@@ -133,15 +138,15 @@ def bare(size: int, name: str, images: int) -> Callable[[], None]:
     from vggexp.models import VGG
 
     memory.keep_freed()
-    net = VGG("vgg11", ratio=RATIO, image_size=size).to(memory_format=torch.channels_last)
+    net = VGG("vgg11", ratio=RATIO, image_size=size).to(DEVICE, memory_format=torch.channels_last)
     data = FashionMNIST(resize=size, batch_size=BATCH, val_size=0, train_size=images)
     data.setup()
     optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True)
 
     def epoch() -> None:
-        loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
-        for batch in data.train_dataloader():
-            pictures, labels = data.on_after_batch_transfer(batch, 0)
+        loss_sum, correct = torch.zeros((), device=DEVICE), torch.zeros((), dtype=torch.int64, device=DEVICE)
+        for bytes_, of_cpu in data.train_dataloader():
+            pictures, labels = data.on_after_batch_transfer((bytes_.to(DEVICE), of_cpu.to(DEVICE)), 0)
             with precision(name):
                 logits = net(pictures)
                 loss = F.cross_entropy(logits, labels)
@@ -189,7 +194,8 @@ def lightning(size: int, name: str, images: int) -> tuple[float, int]:
     clock = Clock()
     L.Trainer(
         max_epochs=2,
-        accelerator="cpu",
+        accelerator="auto",
+        devices=1,
         precision="bf16-mixed" if name == "bf16" else "32-true",
         callbacks=[clock],
         default_root_dir=tempfile.mkdtemp(),
@@ -197,15 +203,15 @@ def lightning(size: int, name: str, images: int) -> tuple[float, int]:
     return images / clock.seconds, _peak()
 
 
-def ours(size: int, name: str, images: int) -> tuple[float, int]:
-    """As a user runs it, on a terminal of its own, so that the progress bar is drawn."""
+def ours(size: int, name: str, images: int, *more: str) -> tuple[float, int]:
+    """As a user runs it, on a terminal of its own, so that the progress bar is drawn; `more` are further arguments."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [
             *(sys.executable, "-m", "vggexp.train", "model=vgg11", f"model.ratio={RATIO}", f"data.resize={size}"),
             *(f"data.batch_size={BATCH}", "data.val_size=0", f"data.train_size={images}", f"optimizer.lr={LR}"),
-            *("trainer=cpu", f"trainer.precision={'bf16-mixed' if name == 'bf16' else '32-true'}"),
-            *("trainer.max_epochs=2", "trainer.limit_test_batches=1", f"hydra.run.dir={run}"),
+            *("trainer.devices=1", f"trainer.precision={'bf16-mixed' if name == 'bf16' else '32-true'}"),
+            *("trainer.max_epochs=2", "trainer.limit_test_batches=1", f"hydra.run.dir={run}", *more),
         ]
         with terminal() as line:
             subprocess.run(command, stdin=line, stdout=line, check=True, env=os.environ | {"VGGEXP_OUTPUTS": folder})
@@ -234,6 +240,13 @@ def terminal() -> Iterator[int]:
         os.close(ours)
 
 
+def seconds(epoch: Callable[[], None]) -> float:
+    """That an epoch takes."""
+    start = time.perf_counter()
+    epoch()
+    return time.perf_counter() - start
+
+
 def _peak() -> int:
     """Bytes that the process has held at most."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -253,9 +266,7 @@ def main() -> None:
     result: Any = LOOPS[args.name](args.size, args.precision, args.images)
     if callable(result):
         result()
-        start = time.perf_counter()
-        result()
-        result = (args.images / (time.perf_counter() - start), _peak())
+        result = (args.images / seconds(result), _peak())
     print(json.dumps({"images_per_second": result[0], "peak_memory_bytes": result[1]}))
 
 

@@ -17,7 +17,13 @@ from vggexp.schema import Config
 pytest_plugins = ["trials"]  # of tests/faults
 
 TESTS = Path(__file__).parent
-TINY = (f"--config-dir={TESTS / 'conf'}", "data=synthetic", "allowed_packages=[synthetic]", "model.ratio=16")
+TINY = (
+    f"--config-dir={TESTS / 'conf'}",
+    "data=synthetic",
+    "allowed_packages=[synthetic]",
+    "model.ratio=16",
+    "trainer.precision=32-true",
+)
 """Command-line arguments that train a tiny network on the synthetic set."""
 QUICK = (*TINY, "optimizer.lr=0.002", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.init=kaiming")
 

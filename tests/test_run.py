@@ -98,6 +98,14 @@ def test_the_same_config_gives_the_same_bits(trained: Run, train: Callable[..., 
     assert other.result["test/loss"] != trained.result["test/loss"]
 
 
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="calls are noted only while no GPU is in use")
+def test_steps_leave_nothing_behind(train: Callable[..., Run]) -> None:
+    """torch.manual_seed notes each call, with its stack, until a GPU is used."""
+    before = len(torch.cuda._queued_calls)
+    train()  # 10 steps
+    assert len(torch.cuda._queued_calls) - before < 5
+
+
 def test_the_test_runs_on_the_best_epoch(train: Callable[..., Run]) -> None:
     """Once val/acc is 1, no later epoch is better, though its weights differ: the best epoch is not the last."""
     done = train("optimizer.lr=0.005", "trainer.max_epochs=7")

@@ -99,7 +99,7 @@ def _test(found: trained.Trained, data: Any, folder: Path) -> tuple["Tensor", "T
     import lightning as L
     import torch
 
-    from vggexp import run
+    from vggexp import precision, run
 
     logits, labels = [], []
 
@@ -110,7 +110,7 @@ def _test(found: trained.Trained, data: Any, folder: Path) -> tuple["Tensor", "T
 
     single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     cfg = found.cfg.model_copy(update={"trainer": found.cfg.trainer.model_copy(update=single)})
-    trainer = run.make_trainer(cfg, folder, [Collect()], [])
+    trainer = run.make_trainer(precision.resolved(cfg), folder, [Collect()], [])
     trainer.test(found.module, data, verbose=False)
     return torch.cat(logits), torch.cat(labels), {k: float(v) for k, v in trainer.callback_metrics.items()}
 

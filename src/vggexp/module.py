@@ -72,9 +72,15 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Makes dropout a function of (seed, process, epoch, batch), so that a resumed run draws what it would have."""
+        if self.config["trainer"]["compile"] is not None:
+            # what the last step's CUDA graphs have returned is no longer needed
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         trainer = self.trainer
         place = (1, trainer.global_rank, trainer.current_epoch, batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(self.config["seed"], spawn_key=place).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(self.config["seed"], spawn_key=place).generate_state(1)[0])
+        # torch.manual_seed would also note each call, with its stack, for a GPU that is not in use
+        generator = torch.default_generator if self.device.type == "cpu" else torch.get_device_module(self.device)
+        generator.manual_seed(seed)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         step = self._step(batch, "train")
@@ -108,7 +114,8 @@ class Classifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the sums behind train/loss and train/acc so far, a row for each process."""
+        """Adds what `auto` has meant for the precision, and each process's sums behind train/loss and train/acc."""
+        checkpoint["precision"] = self.trainer.precision
         if "optimizer_states" in checkpoint:
             world = self.trainer.world_size
             checkpoint["train_sums"] = {

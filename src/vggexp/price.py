@@ -24,7 +24,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from vggexp import memory
+from vggexp import memory, precision
 from vggexp.build import construct, network
 from vggexp.schema import Config
 
@@ -93,6 +93,7 @@ class Measured:
 
 def price(cfg: Config) -> Price:
     """Counts by torch's own counters on tensors without content, so no memory of the network's size is needed."""
+    cfg = precision.resolved(cfg)
     batch, size = cfg.data.batch_size, cfg.model.image_size
     with FakeTensorMode():
         net: nn.Module = network(cfg.model.spec())
@@ -188,6 +189,7 @@ def measure(cfg: Config) -> Measured:
 
 
 def _measure(cfg: Config) -> Measured:
+    cfg = precision.resolved(cfg)
     cuda = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
     device = torch.device("cuda" if cuda else "cpu")
 

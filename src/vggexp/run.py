@@ -1,6 +1,8 @@
 """One run: a checked config and a folder in, a trained and tested network and its `result.json` out."""
 
 import logging
+import os
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch.utils.tensorboard.summary import hparams
 
-from vggexp import checkpoint, memory, record, store, weights
+from vggexp import checkpoint, memory, precision, record, store, weights
 from vggexp import resume as resuming
 from vggexp.build import datamodule
 from vggexp.callbacks.history import SCORES, History
@@ -62,7 +64,10 @@ def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | N
 
     console = Console(highlight=False)
     came_from = store.newest(folder, console) if resume else None
-    first_step = _first_step(came_from, cfg)
+    first_step, before = _came_from(came_from, cfg)
+    exact = precision.resolved(cfg, before)
+    if exact is not cfg:
+        rank_zero_only(console.print)(precision.line(exact))
     if cfg.model.weights is not None and came_from is None:
         rank_zero_only(console.print)(weights.load(module.net, cfg.model.weights), soft_wrap=True)
     throughput, history = Throughput(), History(console)
@@ -76,7 +81,8 @@ def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | N
         callbacks.append(EarlyStopping("val/acc", mode="max", **cfg.trainer.early_stopping.model_dump()))
     purge: Any = {"purge_step": first_step} if resume else {}
     tensorboard = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
-    trainer = make_trainer(cfg, folder, callbacks, [tensorboard, CSVLogger(folder, first_step)])
+    trainer = make_trainer(exact, folder, callbacks, [tensorboard, CSVLogger(folder, first_step)])
+    compile_in_place(module.net, exact, trainer.strategy.root_device)
 
     trainer.fit(module, data, ckpt_path=came_from and str(came_from), weights_only=True)
     saver.signals.check()
@@ -94,7 +100,7 @@ def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | N
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
         "peak_memory_bytes": memory.peak(),
         "device": _device_name(trainer.strategy.root_device),
-        "precision": cfg.trainer.precision,
+        "precision": exact.trainer.precision,
         "threads": torch.get_num_threads(),
     }
     if trainer.is_global_zero:
@@ -108,7 +114,7 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
     Raises:
         UserError: this machine cannot do what they ask.
     """
-    options = cfg.trainer.model_dump(exclude={"early_stopping", "enable_progress_bar", "max_steps"})
+    options = cfg.trainer.model_dump(exclude={"compile", "early_stopping", "enable_progress_bar", "max_steps"})
     if options["strategy"] == "ddp":
         # else the first step's sums would be taken in another order, and a resumed run would round differently
         options["strategy"] = "ddp_find_unused_parameters_true"
@@ -136,14 +142,31 @@ def _requeue() -> list[SLURMEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
-def _first_step(path: Path | None, cfg: Config) -> int:
-    """The first step that a run will log when it goes on from a checkpoint.
+def compile_in_place(net: torch.nn.Module, cfg: Config, device: torch.device) -> None:
+    """As `trainer.compile` says, so that the network's weights keep their names.
+
+    Raises:
+        UserError: this machine cannot compile.
+    """
+    mode = cfg.trainer.compile
+    if mode is None:
+        return
+    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise UserError(
+            f"trainer.compile={mode}: needs a C++ compiler (apt-get install g++); a CPU gains nothing, so leave it out",
+            1,
+        )
+    net.compile(mode=mode, dynamic=False)
+
+
+def _came_from(path: Path | None, cfg: Config) -> tuple[int, str | None]:
+    """The first step that a run will log when it goes on from a checkpoint, and the precision it has had so far.
 
     Raises:
         UserError: the checkpoint is of another run.
     """
     if path is None:
-        return 0
+        return 0, None
     content = checkpoint.read(path, "resume")
     try:
         saved, first_step = content["hyper_parameters"]["config"], content["first_step"]
@@ -152,7 +175,7 @@ def _first_step(path: Path | None, cfg: Config) -> int:
         raise UserError(f"resume={path}: is no checkpoint that a run can go on from") from error
     except UserError as error:
         raise UserError(f"resume={path}: is of another run: {error}") from None
-    return int(first_step)
+    return int(first_step), content.get("precision")
 
 
 def _log_hparams(logger: TensorBoardLogger, cfg: Config, result: dict[str, Any]) -> None:

@@ -138,13 +138,13 @@ class EarlyStopping(Section):
 
 
 class Trainer(Section):
-    """Arguments of Lightning's Trainer under Lightning's names; only `early_stopping` is ours."""
+    """Arguments of Lightning's Trainer under Lightning's names; only `compile` and `early_stopping` are ours."""
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)]
     num_nodes: int = Field(ge=1)
     strategy: Literal["auto", "ddp"]
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     max_epochs: int = Field(ge=0)
     max_steps: Annotated[int, Field(ge=1)] | None
     max_time: Annotated[str, Field(pattern=r"^\d\d:\d\d:\d\d:\d\d$")] | None
@@ -163,6 +163,7 @@ class Trainer(Section):
     detect_anomaly: bool
     sync_batchnorm: bool
     profiler: Literal["simple", "advanced", "pytorch"] | None
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None
     early_stopping: EarlyStopping
 
 

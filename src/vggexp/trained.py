@@ -89,6 +89,8 @@ def load(run: str, overrides: dict[str, Any]) -> Trained:
             f"{place}: is no checkpoint of a run; to start from bare weights, train with model.weights={path}"
         )
     config = {**known["config"], "allowed_packages": []}
+    if isinstance(config.get("trainer"), dict) and config["trainer"].get("precision") == "auto":
+        config["trainer"] = {**config["trainer"], "precision": content.get("precision", "auto")}
     try:
         cfg = compose.validate(OmegaConf.to_container(OmegaConf.merge(config, overrides)))
     except UserError as error:

@@ -1,0 +1,162 @@
+"""Whole training epochs of ours against other loops, in alternating rounds on the same machine.
+
+    python -m benchmarks.compare                    96 px, a few minutes        (make benchmark)
+    python -m benchmarks.compare --size 224         224 px, about half an hour  (make benchmark-full)
+
+Every loop runs in a fresh process on the real Fashion-MNIST; its second epoch counts. Of each figure the median over
+the rounds is shown, of a ratio its smallest and largest, too. Tables (CSV, Markdown) and a picture (PNG) go to
+outputs/benchmark-SIZE.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from vggexp import record
+
+RUNS = (
+    *(("chapter", "fp32"), ("torchvision", "fp32"), ("lightning", "fp32")),
+    *(("bare", "fp32"), ("ours", "fp32"), ("bare", "bf16"), ("ours", "bf16")),
+)
+IMAGES = {96: 6400, 224: 1920}
+COLUMNS = (
+    "loop",
+    "precision",
+    "images/s",
+    "× chapter",
+    "× chapter, rounds",
+    "share of the ceiling",
+    "peak memory, GiB",
+)
+
+
+def measure(module: str, *args: str) -> dict[str, float]:
+    """What `python -m benchmarks.MODULE` prints last."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *args]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command[1:])}: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def operations(size: int, ratio: int = 4) -> float:
+    """Of training on one image, forward and backward; the first layer's input needs no gradient."""
+    from vggexp import compose
+    from vggexp.price import price
+
+    options = ["model=vgg11", f"model.ratio={ratio}", f"data.resize={size}", "data.batch_size=1", "trainer=cpu"]
+    (cfg,), _ = compose.configs(compose.parse(options))
+    layers = price(cfg).layers
+    return 2.0 * (3 * sum(layer.macs for layer in layers) - layers[0].macs)
+
+
+def hardware() -> str:
+    """In words."""
+    import torch
+
+    device = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{device}{os.cpu_count()} cores of {record._cpu()}, torch {torch.__version__}"
+
+
+def table(
+    rounds: list[dict[tuple[str, str], dict[str, float]]], ceilings: dict[str, float], size: int
+) -> list[list[str]]:
+    """A row a loop, as text."""
+    work, rows = operations(size), []
+    base = [each["chapter", "fp32"]["images_per_second"] for each in rounds]
+    for loop, precision in RUNS:
+        speeds = [each[loop, precision]["images_per_second"] for each in rounds]
+        ratios = sorted(speed / other for speed, other in zip(speeds, base, strict=True))
+        speed = statistics.median(speeds)
+        peak = statistics.median(each[loop, precision]["peak_memory_bytes"] for each in rounds)
+        rows.append(
+            [
+                *(
+                    loop,
+                    precision,
+                    f"{speed:.1f}",
+                    f"{statistics.median(ratios):.2f}",
+                    f"{ratios[0]:.2f}–{ratios[-1]:.2f}",
+                ),
+                *(f"{speed * work / ceilings[precision]:.0%}", f"{peak / 2**30:.2f}"),
+            ]
+        )
+    return rows
+
+
+def write(folder: Path, title: str, columns: tuple[str, ...], rows: list[list[str]], notes: list[str]) -> str:
+    """As CSV and Markdown; returns the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{title}.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
+    text = "\n".join([*lines, "", *notes]) + "\n"
+    (folder / f"{title}.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, choices=IMAGES, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    folder, console = args.output or Path("outputs") / f"benchmark-{args.size}", Console(highlight=False)
+
+    rounds: list[dict[tuple[str, str], dict[str, float]]] = []
+    ceilings: list[dict[str, float]] = []
+    with console.status("") as status:
+        for number in range(1, args.rounds + 1):
+            status.update(f"round {number} of {args.rounds}: ceilings")
+            ceilings.append(measure("ceilings"))
+            found: dict[tuple[str, str], dict[str, float]] = {}
+            for loop, precision in RUNS:
+                status.update(f"round {number} of {args.rounds}: {loop}, {precision}")
+                size, images = str(args.size), str(IMAGES[args.size])
+                found[loop, precision] = measure(
+                    "loops", loop, "--size", size, "--precision", precision, "--images", images
+                )
+            rounds.append(found)
+    best = {name: statistics.median(each[name] for each in ceilings) for name in ceilings[0]}
+    rows = table(rounds, best, args.size)
+    notes = [
+        f"VGG-11, ratio 4, {args.size} px, batch 128, {args.rounds} rounds. {hardware()}.",
+        f"Ceilings: 3×3 convolution {best['fp32'] / 1e9:.0f} GFLOP/s fp32, {best['bf16'] / 1e9:.0f} bf16; "
+        f"copy {best['copy'] / 1e9:.0f} GB/s. Training takes {operations(args.size) / 1e9:.3f} GFLOP an image.",
+        *(overhead(rounds, precision) for precision in ("fp32", "bf16")),
+    ]
+    console.print(write(folder, "loops", COLUMNS, rows, notes), markup=False, soft_wrap=True)
+    bars(folder / "loops.png", rows, f"{args.size} px, images/s")
+    console.print(f"tables and picture in {folder}")
+
+
+def overhead(rounds: list[dict[tuple[str, str], dict[str, float]]], precision: str) -> str:
+    """What Lightning adds to the bare loop's time."""
+    added = [
+        each["bare", precision]["images_per_second"] / each["ours", precision]["images_per_second"] - 1
+        for each in rounds
+    ]
+    return (
+        f"Lightning's share, {precision}: {statistics.median(added):+.1%} of the bare loop's time (rounds: "
+        + ", ".join(f"{value:+.1%}" for value in added)
+        + ")."
+    )
+
+
+def bars(path: Path, rows: list[list[str]], title: str) -> None:
+    from vggexp import figures
+
+    values: dict[str, dict[str, list[float | None]]] = {title: {"": [float(row[2]) for row in rows]}}
+    figures.bars([f"{row[0]} {row[1]}" for row in rows], values, path)
+
+
+if __name__ == "__main__":
+    main()

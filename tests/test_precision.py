@@ -1,0 +1,59 @@
+"""`trainer.precision=auto` is decided once, when a run begins; a compiled network stays the same network."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import QUICK, Run, configure
+from vggexp import precision, record, trained
+from vggexp.errors import UserError
+from vggexp.run import run
+
+
+@pytest.mark.parametrize(("native", "meant"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_is_bf16_where_the_hardware_has_it(native: bool, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_native", lambda device: native)
+    assert precision.resolved(configure("trainer.precision=auto")).trainer.precision == meant
+    assert precision.resolved(configure("trainer.precision=32-true")).trainer.precision == "32-true"
+
+
+def test_a_cpu_has_bf16_exactly_if_its_flags_say_so() -> None:
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    assert precision._native("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def test_what_auto_meant_is_said_recorded_and_kept(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision, "_native", lambda device: True)
+    done = train("trainer.precision=auto", "trainer.max_epochs=1")
+    assert "trainer.precision=auto: bf16-mixed" in capsys.readouterr().out
+    assert done.result["precision"] == "bf16-mixed"
+    assert done.cfg.trainer.precision == "auto"
+    record.write(done.folder, record.manifest(done.cfg) | {"status": "completed"} | done.result)
+
+    monkeypatch.setattr(precision, "_native", lambda device: False)
+    assert trained.load(str(done.folder), {"allowed_packages": ["synthetic"]}).cfg.trainer.precision == "bf16-mixed"
+    longer = configure(*QUICK, "trainer.precision=auto", "trainer.max_epochs=2")
+    assert run(longer, done.folder, resume=True)["precision"] == "bf16-mixed"
+    assert "trainer.precision=auto: bf16-mixed" in capsys.readouterr().out
+
+
+def test_a_compiled_network_learns_the_same_under_the_same_names(train: Callable[..., Run]) -> None:
+    """Needs a C++ compiler, which .ci/run installs; without one the test fails, and its message says so."""
+    plain, compiled = (train("trainer.max_epochs=1", *more) for more in ([], ["trainer.compile=default"]))
+    assert compiled.result["test/loss"] == pytest.approx(plain.result["test/loss"], rel=1e-2)
+    names = [
+        list(torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+        for done in (plain, compiled)
+    ]
+    assert names[0] == names[1]
+
+
+def test_without_a_compiler_nothing_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"trainer\.compile=default: needs a C\+\+ compiler"):
+        run(configure(*QUICK, "trainer.compile=default"), tmp_path)
