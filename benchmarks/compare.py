@@ -25,7 +25,7 @@ RUNS = (
     *(("chapter", "fp32"), ("torchvision", "fp32"), ("lightning", "fp32")),
     *(("bare", "fp32"), ("ours", "fp32"), ("bare", "bf16"), ("ours", "bf16")),
 )
-IMAGES = {96: 6400, 224: 1920}
+IMAGES = {96: 3840, 224: 1280}
 COLUMNS = (
     "loop",
     "precision",

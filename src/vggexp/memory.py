@@ -13,15 +13,15 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 def keep_freed() -> None:
     """Lets glibc keep freed activations instead of returning them to the system and faulting them in at each step."""
-    _set_thresholds(mmap=2**31 - 1, trim=-1)  # -1: never give back
+    set_thresholds(mmap=2**31 - 1, trim=-1)  # -1: never give back
 
 
 def return_freed() -> None:
     """Lets glibc return freed memory at once, so that what the process holds is what is in use."""
-    _set_thresholds(mmap=2**16, trim=2**16)
+    set_thresholds(mmap=2**16, trim=2**16)
 
 
-def _set_thresholds(*, mmap: int, trim: int) -> None:
+def set_thresholds(*, mmap: int, trim: int) -> None:
     """In bytes: from which size on a block is mapped on its own, and how much free memory is kept."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
