@@ -132,7 +132,11 @@ def _show_totals(
         table.add_row(*row)
     console.print(table)
     batches = ", ".join(sorted({str(cfg.data.batch_size) for cfg in configs}))
-    console.print(f"MACs of one image forward; activations and training memory of a batch of {batches}", soft_wrap=True)
+    console.print(
+        f"MACs of one image forward; activations of a batch of {batches}, layer by layer; training memory with "
+        "the batch in pieces, as a CPU takes it",
+        soft_wrap=True,
+    )
 
 
 def _names(configs: list[Config]) -> list[str]:

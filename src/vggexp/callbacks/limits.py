@@ -26,33 +26,60 @@ class MaxSteps(L.Callback):
 class FiniteLoss(L.Callback):
     """Ends the run before a loss that is infinite or not a number can reach the weights.
 
-    On a GPU the loss is looked at when backward has been queued, so that the device never waits.
+    On a GPU the device itself leaves out the optimizer's step, where the optimizer is fused, and the loss is looked at
+    when the next one has been queued: neither ever waits for the other.
     """
 
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+        self._late = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._late = self._may_be_late(trainer)
+
+    def _may_be_late(self, trainer: L.Trainer) -> bool:
+        """Whether the device can leave out a step; in 16-mixed the loss's scale has taken the means to say so."""
+        fused = trainer.optimizers[0].param_groups[0].get("fused")
+        return trainer.strategy.root_device.type == "cuda" and bool(fused) and trainer.precision != "16-mixed"
+
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        self._check()
         broken = (~loss.detach().isfinite()).float()
         if trainer.world_size > 1:
             broken = trainer.strategy.reduce(broken, reduce_op="max")  # all processes end together
-        self._event = None
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self._place = (trainer.current_epoch + 1, trainer.fit_loop.epoch_loop.batch_idx + 1, lr)
+        self._broken, self._event = broken, None
         if broken.is_cuda:
             self._broken = torch.empty((), pin_memory=True).copy_(broken, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
-        else:
-            self._broken = broken
-            self._check(trainer)
+        if self._late:
+            trainer.optimizers[0].found_inf = broken  # type: ignore[attr-defined]  # fused kernels look at it
+        elif self._event is None:
+            self._check()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._late:
+            self._check()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        """Looks at the last loss, once."""
+        broken, self._broken = self._broken, None
+        if broken is None:
+            return
         if self._event is not None:
             self._event.synchronize()
-            self._check(trainer)
-
-    def _check(self, trainer: L.Trainer) -> None:
-        if self._broken:
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
+        if broken:
+            epoch, batch, lr = self._place
             raise UserError(
-                f"train/loss: not finite in epoch {trainer.current_epoch + 1}, batch "
-                f"{trainer.fit_loop.epoch_loop.batch_idx + 1}, at lr {lr:g}; the weights before it are kept; "
-                "try a smaller optimizer.lr, scheduler=onecycle or trainer.gradient_clip_val=1",
+                f"train/loss: not finite in epoch {epoch}, batch {batch}, at lr {lr:g}; the weights before it are "
+                "kept; try a smaller optimizer.lr, scheduler=onecycle or trainer.gradient_clip_val=1",
                 NON_FINITE,
             )

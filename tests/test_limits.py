@@ -1,0 +1,59 @@
+"""A loss that is not finite ends training before it reaches a weight, at once or, as on a GPU, one batch late."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from conftest import QUICK, configure, refusal
+from vggexp.build import datamodule
+from vggexp.callbacks.limits import FiniteLoss
+from vggexp.module import Classifier
+
+
+class Spoiled(Classifier):
+    """Its third loss is not a number; keeps the weights before it."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        step = super().training_step(batch, batch_idx)
+        if batch_idx == 2:
+            self.before = {name: value.clone() for name, value in self.net.state_dict().items()}
+            step["loss"] = step["loss"] * torch.nan
+        return step
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+@pytest.mark.parametrize("batches", [3, 5], ids=["the epoch's last", "one of several"])
+def test_the_weights_stay_as_they_were_before_it(
+    optimizer: str, late: bool, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FiniteLoss, "_may_be_late", lambda self, trainer: late)
+    cfg = configure(*QUICK, f"optimizer={optimizer}", f"data.root={os.environ['VGGEXP_TEST_ROOT']}")
+    module = Spoiled(cfg.model_dump(by_alias=True))
+    seen: list[int] = []
+
+    class Count(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            seen.append(batch_idx)
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=batches,
+        callbacks=[FiniteLoss(), Count()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+    )
+    line = refusal(lambda: trainer.fit(module, datamodule(cfg)))
+    assert "train/loss: not finite in epoch 1, batch 3" in line
+    assert seen == ([0, 1, 2] if late else [0, 1])
+    for name, value in module.net.state_dict().items():
+        assert torch.equal(value, module.before[name])
