@@ -23,7 +23,7 @@ from vggexp import compose, memory
 from vggexp.build import construct, datamodule, network
 from vggexp.price import price
 
-SECONDS = 1.5
+SECONDS = 1.0
 BASE = {"model": "vgg11", "model.ratio": 4, "data.resize": 96, "data.batch_size": 128, "threads": os.cpu_count() or 1}
 AXES: dict[str, list[Any]] = {
     "data.batch_size": [8, 32, 128, 512],

@@ -13,7 +13,8 @@ def resolved(cfg: Config, before: str | None = None) -> Config:
     """
     if cfg.trainer.precision != "auto":
         return cfg
-    chosen = before or ("bf16-mixed" if _native(_device(cfg.trainer.accelerator)) else "32-true")
+    here = "bf16-mixed" if _native(_device(cfg.trainer.accelerator)) else "32-true"
+    chosen = before if before in ("bf16-mixed", "32-true") else here  # a checkpoint may say anything
     return cfg.model_copy(update={"trainer": cfg.trainer.model_copy(update={"precision": chosen})})
 
 
