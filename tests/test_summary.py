@@ -33,6 +33,7 @@ def test_vgg11_has_the_chapters_shapes(tmp_path: Path) -> None:
 
 def test_counts_are_those_of_pencil_and_paper() -> None:
     options = ["model.blocks=[[1,4]]", "model.hidden=8", "data.resize=28", "data.batch_size=2", "model.batch_norm=true"]
+    options.append("trainer.precision=32-true")
     found = {layer.name: layer for layer in price(configure(*options)).layers}
     conv, norm, pool, relu = (found[f"features.0.{n}"] for n in range(4))
     assert (conv.kind, norm.kind, pool.kind, relu.kind) == ("Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU")
