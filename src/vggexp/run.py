@@ -67,7 +67,7 @@ def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | N
     first_step, before = _came_from(came_from, cfg)
     exact = precision.resolved(cfg, before)
     if exact is not cfg:
-        rank_zero_only(console.print)(precision.line(exact))
+        rank_zero_only(console.print)(precision.line(exact), soft_wrap=True)
     if cfg.model.weights is not None and came_from is None:
         rank_zero_only(console.print)(weights.load(module.net, cfg.model.weights), soft_wrap=True)
     throughput, history = Throughput(), History(console)
