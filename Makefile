@@ -41,10 +41,10 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-benchmark: data ## measure training at 96 px against other loops, side by side (about 8 minutes)
+benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
-benchmark-full: data ## the same at 224 px, then scaling and start-up (about 45 minutes)
+benchmark-full: data ## the same at 224 px, then scaling and start-up (about 25 minutes)
 	$(BIN)/python -m benchmarks.compare --size 224 $(ARGS)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.startup

@@ -17,9 +17,10 @@ SHAPES = ((64, 64, 56), (64, 128, 28), (32, 256, 28), (32, 512, 14))
 """Images, channels in and out, pixels: of VGG's middle blocks, where a convolution is at its best."""
 
 
-def fastest(call: Callable[[], object], device: str) -> float:
-    """Seconds of the median call, over at least `SECONDS`."""
+def median(call: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of a call, over at least `SECONDS`."""
     times: list[float] = []
+    call()
     call()
     while sum(times) < SECONDS or len(times) < 3:
         start = time.perf_counter()
@@ -39,7 +40,7 @@ def convolution(dtype: torch.dtype, device: str = "cpu") -> float:
         )
         kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         with torch.inference_mode():
-            seconds = fastest(lambda maps=maps, kernel=kernel: F.conv2d(maps, kernel, padding=1), device)
+            seconds = median(lambda maps=maps, kernel=kernel: F.conv2d(maps, kernel, padding=1), device)
         found.append(2 * images * channels * channels * 9 * size * size / seconds)
     return max(found)
 
@@ -48,7 +49,7 @@ def copy(device: str = "cpu", numbers: int = 100_000_000) -> float:
     """Bytes read and written a second."""
     source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
-    return 8 * numbers / fastest(lambda: target.copy_(source), device)
+    return 8 * numbers / median(lambda: target.copy_(source), device)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Whole training epochs of ours against other loops, in alternating rounds on the same machine.
 
-    python -m benchmarks.compare                    96 px, a few minutes        (make benchmark)
-    python -m benchmarks.compare --size 224         224 px, about half an hour  (make benchmark-full)
+    python -m benchmarks.compare                    96 px, about 15 minutes     (make benchmark)
+    python -m benchmarks.compare --size 224         224 px, about 20 minutes    (make benchmark-full)
 
 Every loop runs in a fresh process on the real Fashion-MNIST; its second epoch counts. Of each figure the median over
 the rounds is shown, of a ratio its smallest and largest, too. Tables (CSV, Markdown) and a picture (PNG) go to

@@ -8,7 +8,7 @@ their description, with the usual means of torch and torchvision.
 
   ours         python -m vggexp.train, whole: Lightning, both loggers, progress bar and checkpoints
   bare         our network, data and step in a loop of ten lines: what Lightning adds is the difference
-  chapter      the chapter's loop: PIL `Resize`, 4 workers, NCHW, `.item()` twice a step; in bf16 it has no counterpart
+  chapter      the chapter's loop: PIL `Resize`, 4 workers, NCHW, `.item()` twice a step, in fp32
   torchvision  as torchvision's reference scripts train: PIL transforms, workers, meters that read the loss each step
   lightning    a plain LightningModule on a DataLoader of PIL transforms, logging on each step
 

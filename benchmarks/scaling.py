@@ -8,8 +8,6 @@ table (CSV, Markdown) and curves (PNG) to outputs/benchmark-scaling.
 
 import contextlib
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional as F
 
+from benchmarks.ceilings import median
 from benchmarks.compare import hardware, write
 from vggexp import compose, memory
 from vggexp.build import construct, datamodule, network
 from vggexp.price import price
 
-SECONDS = 1.0
 BASE = {"model": "vgg11", "model.ratio": 4, "data.resize": 96, "data.batch_size": 128, "threads": os.cpu_count() or 1}
 AXES: dict[str, list[Any]] = {
     "data.batch_size": [8, 32, 128, 512],
@@ -70,18 +68,6 @@ def speeds(setting: dict[str, Any], precision: str) -> tuple[float, float, float
         evaluation = len(labels) / median(forward)
     layers = price(cfg).layers
     return training, evaluation, training * 2 * (3 * sum(layer.macs for layer in layers) - layers[0].macs)
-
-
-def median(call: Callable[[], object]) -> float:
-    """Seconds."""
-    times: list[float] = []
-    call()
-    call()
-    while sum(times) < SECONDS or len(times) < 3:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
 
 
 def main() -> None:

@@ -98,7 +98,6 @@ def test_the_same_config_gives_the_same_bits(trained: Run, train: Callable[..., 
     assert other.result["test/loss"] != trained.result["test/loss"]
 
 
-@pytest.mark.skipif(torch.cuda.is_initialized(), reason="calls are noted only while no GPU is in use")
 def test_steps_leave_nothing_behind(train: Callable[..., Run]) -> None:
     """torch.manual_seed notes each call, with its stack, until a GPU is used."""
     before = len(torch.cuda._queued_calls)
