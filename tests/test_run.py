@@ -235,38 +235,6 @@ def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     assert json.loads((folder / "result.json").read_text()) == result
 
 
-def test_a_sweep_gives_a_folder_per_job_and_a_closing_table(tmp_path: Path) -> None:
-    sweep = ["-m", *QUICK, "trainer.max_epochs=1", "data.resize=32,33", "optimizer.lr=0.002,1e-5"]
-    done = vggexp("train", *sweep, cwd=tmp_path, COLUMNS="200")
-    assert done.returncode == 0, done.stderr
-    folder = only(list((tmp_path / "outputs").iterdir()))
-    results = [json.loads((folder / str(n) / "result.json").read_text()) for n in range(4)]
-    assert {(r["config"]["data"]["resize"], r["config"]["optimizer"]["lr"]) for r in results} == {
-        (32, 0.002), (32, 1e-5), (33, 0.002), (33, 1e-5)
-    }  # fmt: skip
-    table = done.stdout[done.stdout.index("4 runs in") :]
-    scores = [float(line.split()[2]) for line in table.splitlines() if line.strip()[:2] in ("32", "33")]
-    assert scores == sorted((round(r["val/acc"], 4) for r in results), reverse=True)
-
-    alone = vggexp("train", *QUICK, "trainer.max_epochs=1", "data.resize=33", "optimizer.lr=0.002", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    single = only([p for p in (tmp_path / "outputs").iterdir() if (p / "result.json").exists()])
-    result = json.loads((single / "result.json").read_text())
-    (same,) = (r for r in results if r["config_hash"] == result["config_hash"])
-    assert {name: result[name] for name in SCORES} == {name: same[name] for name in SCORES}
-
-
-def test_a_failing_job_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
-    done = vggexp("train", "-m", *QUICK, "trainer.max_epochs=1", "data.val_size=400,100", cwd=tmp_path)
-    assert done.returncode == 1 or done.returncode == 2
-    assert "Traceback" not in done.stderr
-    folder = only(list((tmp_path / "outputs").iterdir()))
-    failed, completed = (json.loads((folder / str(n) / "result.json").read_text()) for n in range(2))
-    assert (failed["status"], completed["status"]) == ("failed", "completed")
-    assert "data.val_size=400" in failed["reason"]
-    assert failed["reason"] in done.stdout
-
-
 def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vggexp.train", *QUICK, "trainer.max_epochs=5000", "hydra.run.dir=outputs/run"]
     process = subprocess.Popen(

@@ -5,13 +5,15 @@ import difflib
 import functools
 import secrets
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from hydra import compose, version
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -20,18 +22,25 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from vggexp import trust
 from vggexp.errors import UserError
+from vggexp.launcher import Processes
 from vggexp.schema import SCHEMAS, Config
 
 _PACKAGED, _CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF = str(_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT)
 """The folder of the YAML files: inside an installed package, at the top of a checkout."""
+
+
+S = TypeVar("S", bound=BaseModel)
 
 
 @functools.cache
@@ -65,24 +74,152 @@ def check(raw: DictConfig) -> Config:
     Raises:
         UserError: a key or a value is not what the schema allows.
     """
-    job = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"])
+    job = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "search")])
     try:
         values = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from None
-    return validate(values)
+    return validate(values, Config)
 
 
-def validate(values: Any) -> Config:
+def validate(values: Any, schema: type[S], prefix: str = "") -> S:
     """The typed form of plain values.
+
+    Args:
+        prefix: of all keys, for the message.
 
     Raises:
         UserError: a key or a value is not what the schema allows.
     """
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, values)) from None
+        raise UserError(prefix + _explain(error, values, schema)) from None
+
+
+class Job(NamedTuple):
+    """One of the configs that a command line asks for."""
+
+    cfg: Config
+    overrides: list[str]
+    """The arguments that compose it; Hydra's own are not among them."""
+    hydra: DictConfig
+
+    def subdir(self, number: int) -> str:
+        """The name of its folder in that of its sweep."""
+        OmegaConf.update(self.hydra, "job.num", number)
+        return str(self.hydra.sweep.subdir)
+
+
+class Session:
+    """Hydra, for the time of one command line.
+
+    Args:
+        args: as `parse` gives them.
+    """
+
+    def __init__(self, args: argparse.Namespace, hydra: Hydra) -> None:
+        self.args, self.loader = args, hydra.config_loader
+        self.overrides = _parse_overrides(args.overrides, self.loader)
+        self._hydra = hydra
+        self.fixed = [o for o in self.overrides if not (args.multirun and o.is_sweep_override())]
+        self.raw = _compose(args, [_text(o) for o in self.fixed], self.fixed)
+        self.search = OmegaConf.select(self.raw, "search")
+        if not (args.multirun or self.search is None):
+            raise UserError("search: tries many configs; add --multirun (-m)")
+
+    def job(self, overrides: list[str]) -> Job:
+        """
+        Raises:
+            UserError: a key or a value is not what the schema allows.
+        """
+        raw = _compose(self.args, overrides, _parse_overrides(overrides, self.loader))
+        return Job(_checked(raw, self.args.multirun), overrides, raw.hydra)
+
+    def parse(self, overrides: list[str]) -> list[Override]:
+        """
+        Raises:
+            UserError: one is not KEY=VALUE.
+        """
+        return _parse_overrides(overrides, self.loader)
+
+    def task_overrides(self) -> list[str]:
+        """What the command line sets of the job itself, sweeps left out."""
+        own = ("hydra.", "hydra/", "search.", "search=")
+        return [_text(o) for o in self.fixed if not _text(o).lstrip("+~").startswith(own)]
+
+    def grid(self) -> list[Job]:
+        """Every combination of the values that the command line names, each checked.
+
+        Raises:
+            UserError: nothing may start.
+        """
+        hydra = self.raw.hydra
+        if not str(hydra.sweeper._target_).endswith(".BasicSweeper"):
+            raise UserError(f"hydra/sweeper={hydra.runtime.choices['hydra/sweeper']}: leave it out; {SEARCHES}")
+        params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+        every = [*_parse_overrides(params, self.loader), *self.overrides]
+        for override in every:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise UserError(f"{_text(override)}: has no end of values; name some, or: {SEARCHES}")
+        return [self.job(job) for job in BasicSweeper.split_arguments(every, None)[0]]
+
+    def launcher(self, task: TaskFunction, folder: Path) -> tuple[Launcher, DictConfig]:
+        """Hydra's launcher as configured, and the config that goes with it.
+
+        Args:
+            task: to be called with the composed config of each job.
+            folder: of the sweep.
+
+        Raises:
+            UserError: its package is not installed.
+        """
+        overrides = [_text(o) for o in self.fixed]
+        config = self._hydra.compose_config(
+            self.args.config_name or "config", [*overrides, place("hydra.sweep.dir", folder)], RunMode.MULTIRUN
+        )
+        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(config))
+        options: dict[str, Any] = {"hydra_context": context, "task_function": task, "config": config}
+        if config.hydra.launcher._target_ == "vggexp.launcher.Processes":
+            ours = Processes()  # Hydra would look for it among its plugins
+            ours.setup(**options)
+            return ours, config
+        try:
+            return Plugins.instance().instantiate_launcher(**options), config
+        except (RuntimeError, ImportError, HydraException) as error:
+            name = config.hydra.runtime.choices["hydra/launcher"]
+            extra = name.partition("_")[0]
+            raise UserError(f"hydra/launcher={name}: {_one_line(error)}; pip install 'vggexp[{extra}]'", 1) from None
+
+
+# conf/hydra/launcher names what the launchers' own packages name, on purpose
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
+SEARCHES = "search=optuna searches among values"
+
+
+def place(key: str, folder: Path | str) -> str:
+    """The argument that sets a key to a path, whatever characters it has."""
+    text = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{text}'"
+
+
+@contextmanager
+def session(args: argparse.Namespace) -> Iterator[Session]:
+    """As `hydra.main` starts, which offers no way to compose and check first.
+
+    Raises:
+        UserError: nothing may start.
+    """
+    version.setbase("1.3")
+    search_path = create_config_search_path(args.config_path)
+    if args.config_dir:
+        search_path.prepend("command-line", f"file://{Path(args.config_dir).resolve()}", SearchPathQuery("schema"))
+    hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=search_path)
+    try:
+        yield Session(args, hydra)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def configs(args: argparse.Namespace) -> tuple[list[Config], DictConfig]:
@@ -94,20 +231,10 @@ def configs(args: argparse.Namespace) -> tuple[list[Config], DictConfig]:
     Raises:
         UserError: nothing may start.
     """
-    with _hydra(args) as loader:
-        overrides = _parse_overrides(args.overrides, loader)
-        if not args.multirun:
-            raw = _compose(args, args.overrides, overrides)
-            return [_checked(raw, multirun=False)], raw.hydra
-        fixed = [o for o in overrides if not o.is_sweep_override()]
-        raw = _compose(args, [_text(o) for o in fixed], fixed)
-        if not str(raw.hydra.sweeper._target_).endswith("BasicSweeper"):
-            return [_checked(raw, multirun=True)], raw.hydra
-        params = [f"{key}={value}" for key, value in (raw.hydra.sweeper.params or {}).items()]
-        every = _parse_overrides([*params, *args.overrides], loader)
-        jobs = BasicSweeper.split_arguments(every, None)[0]
-        composed = [_compose(args, job, _parse_overrides(job, loader)) for job in jobs]
-        return [_checked(job, multirun=True) for job in composed], raw.hydra
+    with session(args) as hydra:
+        if args.multirun:
+            return [job.cfg for job in hydra.grid()], hydra.raw.hydra
+        return [_checked(hydra.raw, multirun=False)], hydra.raw.hydra
 
 
 def _checked(raw: DictConfig, multirun: bool) -> Config:
@@ -129,20 +256,6 @@ def values(overrides: list[str]) -> dict[str, Any]:
     for override in _parse_overrides(overrides, None):
         OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
     return OmegaConf.to_container(tree)  # type: ignore[return-value]
-
-
-@contextmanager
-def _hydra(args: argparse.Namespace) -> Iterator[ConfigLoader]:
-    """As `hydra.main` starts, which offers no way to compose and check first."""
-    version.setbase("1.3")
-    search_path = create_config_search_path(args.config_path)
-    if args.config_dir:
-        search_path.prepend("command-line", f"file://{Path(args.config_dir).resolve()}", SearchPathQuery("schema"))
-    Hydra.create_main_hydra2(task_name="vggexp", config_search_path=search_path)
-    try:
-        yield GlobalHydra.instance().config_loader()
-    finally:
-        GlobalHydra.instance().clear()
 
 
 def _compose(args: argparse.Namespace, overrides: list[str], parsed: list[Override]) -> DictConfig:
@@ -231,7 +344,7 @@ def _nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{match[0]}?" if match else ""
 
 
-def _explain(error: ValidationError, values: dict[Any, Any]) -> str:
+def _explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseModel]) -> str:
     """The first fault in one line: key, value, what is allowed. A union reports a fault per member; they are joined."""
     faults = error.errors()
     path = _key(faults[0]["loc"], values)
@@ -239,7 +352,7 @@ def _explain(error: ValidationError, values: dict[Any, Any]) -> str:
     fault, key = same[0], ".".join(path)
     value = _show(fault["input"])
     if fault["type"] == "extra_forbidden":
-        names = sorted(_fields(path[:-1], values))
+        names = sorted(_fields(path[:-1], values, schema))
         return _unknown(key, value, ".".join(path[:-1]), path[-1], names)
     if fault["type"] == "missing":
         return f"{key}: missing; put it back, or choose its group's default"
@@ -267,9 +380,8 @@ def _key(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
     return tuple(key)
 
 
-def _fields(path: tuple[str, ...], values: Any) -> list[str]:
+def _fields(path: tuple[str, ...], values: Any, schema: Any) -> list[str]:
     """The names that the schema knows at a place of the config."""
-    schema: Any = Config
     for part in path:
         values = values[part]
         target = values.get("_target_")

@@ -12,9 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from vggexp import record
-
-METRICS = "metrics.csv"
+from vggexp import record, runs
 
 
 class CSVLogger(Logger):
@@ -27,7 +25,7 @@ class CSVLogger(Logger):
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         super().__init__()
-        self.path = folder / METRICS
+        self.path = folder / runs.METRICS
         self.columns: list[str] = []
         self.rows: list[dict[str, float]] = []
         self._keep_below: float = first_step
@@ -52,7 +50,7 @@ class CSVLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         if not self._begun or {name for row in self.rows for name in row} - set(self.columns):
-            rows = [row for row in _read(self.path) if float(row["step"]) < self._keep_below] + self.rows
+            rows = [row for row in runs.rows(self.path) if float(row["step"]) < self._keep_below] + self.rows
             columns = sorted({name for row in rows for name in row})
             record.replace(self.path, _text(rows, columns, header=True))
             self.columns, self._keep_below, self._begun = columns, math.inf, True
@@ -71,15 +69,6 @@ class CSVLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, as text; the last is left out if it is not whole."""
-    if not path.exists():
-        return []
-    whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    rows = csv.DictReader(io.StringIO(whole + newline))
-    return [{name: value for name, value in row.items() if value} for row in rows if row.get("step")]
 
 
 def _text(rows: list[dict[str, Any]], columns: list[str], *, header: bool) -> str:

@@ -14,3 +14,7 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Pruned(Exception):
+    """A search has given up a run; the message says why."""

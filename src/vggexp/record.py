@@ -102,10 +102,11 @@ def latest(outputs: Path, place: str) -> Path:
 
 
 @contextmanager
-def hold(folder: Path, place: str, seconds: float = 10) -> Iterator[None]:
+def hold(folder: Path, place: str, name: str = RESULT, seconds: float = 10) -> Iterator[None]:
     """Keeps others from running in a folder; the system lets go when the process ends, however it does.
 
     Args:
+        name: of the file that tells whose the folder is.
         seconds: to wait for a process that is just ending.
 
     Raises:
@@ -115,7 +116,7 @@ def hold(folder: Path, place: str, seconds: float = 10) -> Iterator[None]:
         with FileLock(folder / LOCK, timeout=seconds):
             yield
     except Timeout:
-        owner = load(folder, place)
+        owner = json.loads((folder / name).read_text(encoding="utf-8"))
         raise UserError(
             f"{place}: is running, as process {owner.get('pid')} on {owner.get('host')}; stop that first"
         ) from None
@@ -124,10 +125,14 @@ def hold(folder: Path, place: str, seconds: float = 10) -> Iterator[None]:
 def is_held(folder: Path) -> bool:
     """Whether a process runs in a folder: a record that says so may be older than the process's sudden end."""
     try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
+        if (folder / LOCK).exists():
+            with FileLock(folder / LOCK, timeout=0):
+                return False
+        return False
     except Timeout:
         return True
+    except OSError:  # of a folder that only others may write into
+        return False
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

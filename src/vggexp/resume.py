@@ -67,7 +67,7 @@ def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
     merged = OmegaConf.to_container(OmegaConf.merge({**stored, FREE: []}, given))
     assert isinstance(merged, dict)
     same(merged, stored)
-    return compose.validate(merged), past
+    return compose.validate(merged, Config), past
 
 
 def same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,20 @@ from vggexp.signals import Signals
 from vggexp.store import Store
 
 
-def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | None = None) -> dict[str, Any]:
+def run(
+    cfg: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    signals: Signals | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> dict[str, Any]:
     """Trains, tests and logs into `folder`; the same config gives the same numbers on the same machine.
 
     Args:
         resume: goes on from the newest checkpoint in `folder`, or from the beginning if there is none yet.
         signals: that end the run.
+        callbacks: to go with the run's own.
 
     Returns:
         The results by name: the scores, each an exact mean over samples; `epochs`, `best_epoch`, `seconds` (all of
@@ -72,7 +81,7 @@ def run(cfg: Config, folder: Path, *, resume: bool = False, signals: Signals | N
         rank_zero_only(console.print)(weights.load(module.net, cfg.model.weights), soft_wrap=True)
     throughput, history = Throughput(), History(console)
     saver = Saver(folder, cfg.checkpoint.every_n_seconds, signals or Signals(), lambda: time.perf_counter() - start)
-    callbacks: list[L.Callback] = [FiniteLoss(), throughput, history, saver]
+    callbacks = [FiniteLoss(), throughput, history, saver, *callbacks]
     if cfg.trainer.max_steps is not None:
         callbacks.insert(0, MaxSteps(cfg.trainer.max_steps))
     if cfg.trainer.enable_progress_bar and console.is_terminal:
@@ -205,6 +214,7 @@ def quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",  # no validation set
         ".*AMP with fp16 is not supported on CPU.*",  # refused below
         ".*all_gather is deprecated.*",
+        ".*`srun` command is available on your system but is not used.*",
         ".*your dataloader is not resumable.*",  # it begins where the run goes on
     ):
         warnings.filterwarnings("ignore", message)

@@ -201,6 +201,20 @@ SCHEMAS: dict[str, type[Component]] = {
 }
 
 
+class Search(Section):
+    """How `search=optuna` looks for a config; no part of the config itself."""
+
+    n_trials: int = Field(ge=1)
+    at_once: int = Field(ge=1)
+    storage: str | None
+    study: str | None
+    seed: int = Field(ge=0)
+    startup_trials: int = Field(ge=0)
+    pruner: Literal["median", "hyperband"] | None
+    warmup_epochs: int = Field(ge=1)
+    space: dict[str, str]
+
+
 class Config(Section):
     """One run."""
 

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from vggexp import record
+from vggexp import runs
 from vggexp.schema import Config
 
 
@@ -73,37 +73,28 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
 
 def show_sweep(folder: Path) -> None:
     """The closing table of a sweep: what varied and the results, the best val/acc first, failures last."""
-    runs = [(path.parent, record.read(path.parent)) for path in sorted(folder.glob(f"*/{record.RESULT}"))]
-    if not runs:
+    found = [run for run in runs.find([folder]) if run.status != "waiting"]
+    if not found:
         return
-    configs = [record.leaves(result["config"]) for _, result in runs]
-    columns = {key: tuple(str(config.get(key)) for config in configs) for key in configs[0]}
-    varied = [key for key in columns if len(set(columns[key])) > 1]
-    # what only follows another key, as the image size follows data.resize, shows the same values
-    varied = [key for n, key in enumerate(varied) if columns[key] not in [columns[k] for k in varied[:n]]]
-    table = Table(title=f"{len(runs)} runs in {short(folder)}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    configs = {run.folder: run.config for run in found}
+    varied = runs.varied(configs.values())
+    table = Table(title=f"{len(found)} runs in {short(folder)}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in (*varied, "val/acc", "test/acc", "test/loss", "images/s", "seconds", "run"):
         table.add_column(name, overflow="fold")
-    pairs = sorted(zip(runs, configs, strict=True), key=lambda pair: _rank(pair[0][1]))
-    for (path, result), config in pairs:
+    for run in sorted(found, key=runs.rank):
         table.add_row(
-            *(str(config.get(key)) for key in varied),
-            _number(result.get("val/acc"), ".4f"),
-            _number(result.get("test/acc"), ".4f") if result["status"] == "completed" else result["status"],
-            _number(result.get("test/loss"), ".4f"),
-            _number(result.get("images_per_second"), ",.0f"),
-            _number(result.get("seconds"), ".0f"),
-            path.name,
+            *(runs.text(configs[run.folder].get(key)) for key in varied),
+            _number(run.number("val/acc"), ".4f"),
+            _number(run.number("test/acc"), ".4f") if run.status == "completed" else run.status,
+            _number(run.number("test/loss"), ".4f"),
+            _number(run.number("images_per_second"), ",.0f"),
+            _number(run.number("seconds"), ".0f"),
+            str(run.folder.relative_to(folder)),
         )
     console().print(table)
-    for path, result in runs:
-        if result["status"] != "completed":
-            console().print(f"{path.name}: {result['status']}: {result.get('reason', '')}", soft_wrap=True)
-
-
-def _rank(result: Mapping[str, Any]) -> float:
-    score = result.get("val/acc", result.get("test/acc"))
-    return -score if score is not None else 1.0
+    for run in found:
+        if run.status != "completed":
+            console().print(f"{run.folder.relative_to(folder)}: {run.status}: {run.reason}", soft_wrap=True)
 
 
 def _number(value: float | None, form: str) -> str:

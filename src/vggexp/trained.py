@@ -92,7 +92,7 @@ def load(run: str, overrides: dict[str, Any]) -> Trained:
     if isinstance(config.get("trainer"), dict) and config["trainer"].get("precision") == "auto":
         config["trainer"] = {**config["trainer"], "precision": content.get("precision", "auto")}
     try:
-        cfg = compose.validate(OmegaConf.to_container(OmegaConf.merge(config, overrides)))
+        cfg = compose.validate(OmegaConf.to_container(OmegaConf.merge(config, overrides)), Config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     parent = path.parent.parent

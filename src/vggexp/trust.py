@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from vggexp.errors import UserError
 
 LARGEST_FILE, LARGEST_TREE = 2**20, 10**5
-PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.")
-"""Where Hydra's own launchers, sweepers and callbacks lie."""
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.", "vggexp.launcher.")
+"""Where Hydra's launchers, sweepers and callbacks lie, and ours."""
 
 HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")

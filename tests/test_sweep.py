@@ -1,0 +1,254 @@
+"""Sweeps: every configuration completed exactly once, whatever happens, with the numbers that it has alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import QUICK, TESTS, refusal, vggexp
+from vggexp import compose, overview, record, runs, sweep
+
+SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+SMALL = (*QUICK, "trainer.max_epochs=1")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""So that every launcher's jobs add up in the same order."""
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{record.RESULT}"))}
+
+
+def scores(folder: Path) -> dict[str, list[float]]:
+    return {r["config_hash"]: [r[name] for name in SCORES] for r in results(folder).values()}
+
+
+@contextmanager
+def started(cwd: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """`python -m vggexp.train ARGS`, for as long as it is looked at."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggexp.train", *args],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(TESTS)} | ONE_THREAD,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(folder: Path, *statuses: str, number: int = 1) -> list[runs.Run]:
+    """Until so many jobs have one of the statuses."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        found = [runs.read(path.parent) for path in folder.glob(f"*/{record.RESULT}")]
+        if len(found := [run for run in found if run.status in statuses]) >= number:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no {number} of {statuses} in {folder}")
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A finished sweep of four jobs, and what it said."""
+    folder = tmp_path_factory.mktemp("grid")
+    args = ["data.resize=32,33", "optimizer.lr=0.002,1e-5", "hydra.sweep.dir=outputs/grid"]
+    done = vggexp("train", "-m", *SMALL, *args, cwd=folder, COLUMNS="200", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs" / "grid", done
+
+
+def test_each_job_has_a_folder_a_line_and_a_row(grid: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = grid
+    found = results(folder)
+    assert {(r["config"]["data"]["resize"], r["config"]["optimizer"]["lr"]) for r in found.values()} == {
+        (32, 0.002), (32, 1e-5), (33, 0.002), (33, 1e-5)
+    }  # fmt: skip
+    assert sorted(found) == ["0", "1", "2", "3"]
+    assert "[4/4]  3  completed  optimizer.lr=1e-05 data.resize=33  val/acc" in done.stdout
+    table = done.stdout[done.stdout.index("4 runs in") :]
+    shown = [float(line.split()[2]) for line in table.splitlines() if line.strip()[:2] in ("32", "33")]
+    assert shown == sorted((round(r["val/acc"], 4) for r in found.values()), reverse=True)
+    assert "epoch 1/1" in (folder / "0" / "output.log").read_text()
+
+
+def test_a_job_gives_the_numbers_that_it_gives_alone(
+    grid: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    args = ["data.resize=33", "optimizer.lr=0.002", "hydra.run.dir=outputs/alone"]
+    alone = vggexp("train", *SMALL, *args, cwd=tmp_path, **ONE_THREAD)
+    assert alone.returncode == 0, alone.stderr
+    result = record.read(tmp_path / "outputs" / "alone")
+    assert scores(grid[0])[result["config_hash"]] == [result[name] for name in SCORES]
+
+
+def test_the_same_command_again_trains_nothing_twice(
+    grid: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = grid
+    before = results(folder)
+    again = ["-m", *SMALL, "optimizer.lr=1e-5,0.002", "data.resize=33,32"]  # in another order, and without a name
+    done = vggexp("train", *again, cwd=folder.parents[1], **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "4 done, 0 to do" in done.stdout
+    assert results(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["grid"]
+
+
+def test_a_named_sweep_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
+    args = ["-m", *SMALL, "hydra.sweep.dir=outputs/grown"]
+    assert vggexp("train", *args, "seed=0,1", cwd=tmp_path).returncode == 0
+    folder = tmp_path / "outputs" / "grown"
+    before = results(folder)
+    done = vggexp("train", *args, "seed=2,1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = results(folder)
+    assert {name: after[name]["seed"] for name in after} == {"0": 0, "1": 1, "2": 2}
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_failing_job_is_told_at_once_and_tried_again(tmp_path: Path) -> None:
+    args = ["-m", *SMALL, "data.val_size=400,100", "hydra.sweep.dir=outputs/failing"]
+    done = vggexp("train", *args, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    folder = tmp_path / "outputs" / "failing"
+    found = results(folder)
+    assert [found[name]["status"] for name in ("0", "1")] == ["failed", "completed"]
+    reason = found["0"]["reason"]
+    assert "data.val_size=400" in reason
+    assert f"[1/2]  0  failed  data.val_size=400  {reason}" in done.stdout
+    assert done.stdout.index("0  failed") < done.stdout.index("1  completed")
+    assert f"0: failed: {reason}" in done.stdout[done.stdout.index("2 runs in") :]
+
+    again = vggexp("train", "sweep=last", "allowed_packages=[synthetic]", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "1 done, 1 to do" in again.stdout
+    assert results(folder)["1"] == found["1"]
+    assert len(results(folder)["0"]["resumed"]) == 1
+
+
+def test_a_sweep_killed_three_times_completes_every_configuration_once(tmp_path: Path) -> None:
+    long = [*QUICK, "trainer.max_epochs=8", "data.resize=32,33", "optimizer.lr=0.002,0.001,0.0005", "seed=0,1"]
+    whole, killed = (["-m", *long, f"hydra.sweep.dir=outputs/{name}"] for name in ("whole", "killed"))
+    assert vggexp("train", *whole, cwd=tmp_path, **ONE_THREAD).returncode == 0
+    folder = tmp_path / "outputs" / "killed"
+    chance = random.Random(6)
+    finished: dict[str, Any] = {}
+    for done in (1, 4, 8):
+        with started(tmp_path, *killed) as process:
+            wait_for(folder, "completed", number=done)
+            time.sleep(chance.uniform(0, 1.5))
+            finished |= {name: r for name, r in results(folder).items() if r["status"] == "completed"}
+            pids = [run.result["pid"] for run in wait_for(folder, "running", "completed") if run.status == "running"]
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            for pid in pids if done != 4 else []:  # the second time, the job outlives its sweep and may save
+                os.kill(pid, signal.SIGKILL)
+    last = vggexp("train", *killed, cwd=tmp_path, **ONE_THREAD)
+    assert last.returncode == 0, last.stdout + last.stderr
+    after = results(folder)
+    assert {r["status"] for r in after.values()} == {"completed"}
+    assert len(after) == 12
+    assert {name: after[name] for name in finished} == finished
+    assert scores(folder) == scores(tmp_path / "outputs" / "whole")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_with_its_table(tmp_path: Path, signum: int) -> None:
+    args = ["-m", *QUICK, "trainer.max_epochs=1,3000,1", "seed=0,1", "hydra.sweep.dir=outputs/stopped"]
+    folder = tmp_path / "outputs" / "stopped"
+    with started(tmp_path, *args) as process:
+        wait_for(folder, "completed", number=2)
+        wait_for(folder, "running")
+        time.sleep(1)
+        process.send_signal(signum)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert "Traceback" not in error
+    found = results(folder)
+    assert sorted(r["status"] for r in found.values()) == ["completed", "completed", "interrupted"]
+    assert (folder / "2" / "checkpoints" / "last.ckpt").exists()
+    assert "3 runs in" in out
+    assert "to go on: the same command, or python -m vggexp.train sweep=outputs/stopped" in error
+
+
+def test_a_job_that_is_killed_takes_no_other_along(tmp_path: Path) -> None:
+    args = ["-m", *QUICK, "trainer.max_epochs=3000,1", "hydra.sweep.dir=outputs/lost"]
+    folder = tmp_path / "outputs" / "lost"
+    with started(tmp_path, *args) as process:
+        (run,) = wait_for(folder, "running")
+        os.kill(run.result["pid"], signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert results(folder)["1"]["status"] == "completed"
+    assert f"0: interrupted: {runs.GONE}" in out
+
+
+def test_two_starts_of_one_sweep_do_not_meet(tmp_path: Path) -> None:
+    args = ["-m", *QUICK, "trainer.max_epochs=3000,2999", "hydra.sweep.dir=outputs/twice"]
+    with started(tmp_path, *args) as process:
+        wait_for(tmp_path / "outputs" / "twice", "running")
+        done = vggexp("train", *args, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"hydra.sweep.dir=outputs/twice: is running, as process {process.pid}" in done.stderr
+
+
+def test_what_a_sweep_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no sweep under outputs/" in refusal(lambda: sweep.option(["sweep=last"]))
+    assert "holds no sweep.json" in refusal(lambda: sweep.option(["sweep=outputs/none"]))
+    assert "cannot go with sweep=" in refusal(lambda: sweep.option(["sweep=last", "seed=1"]))
+    folder = tmp_path / "outputs" / "broken"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text('{"jobs": [{')
+    assert "its sweep.json cannot be read" in refusal(lambda: sweep.option(["sweep=last"]))
+    assert "its sweep.json cannot be read" in refusal(
+        lambda: sweep.start([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/broken"])
+    )
+    assert "search=optuna" in refusal(lambda: sweep.start([*SMALL, "optimizer.lr=interval(1,2)"]))
+    assert "is the name of two jobs" in refusal(
+        lambda: sweep.start([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/a", "hydra.sweep.subdir=a"])
+    )
+    record.claim(tmp_path / "outputs" / "run", record.RESULT, {}, "")
+    assert "holds a run already" in refusal(lambda: sweep.start([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/run"]))
+
+
+def test_time_left_follows_the_work(tmp_path: Path) -> None:
+    def job(resize: int, ratio: int = 16) -> overview.Watched:
+        args = [*QUICK, f"data.resize={resize}", f"model.ratio={ratio}"]
+        (cfg,), _ = compose.configs(compose.parse(args))
+        return overview.Watched(f"data.resize={resize}", cfg)
+
+    assert overview.work(job(64).cfg) == pytest.approx(4 * overview.work(job(32).cfg))
+    assert overview.work(job(32, 4).cfg) > overview.work(job(32).cfg)
+    jobs = {tmp_path / str(resize): job(resize) for resize in (32, 64)}
+    view = overview.Overview(jobs)
+    assert view.seconds_left() is None
+    view._begun -= 10
+    view.seen[tmp_path / "32"] = runs.Run(tmp_path / "32", "completed", "", {})
+    assert view.seconds_left() == pytest.approx(40, rel=0.01)
+    assert [overview.duration(s) for s in (0.2, 80, 600, 7200)] == ["1 s", "80 s", "10 min", "2.0 h"]
+
+
+def labels(*overrides: Sequence[str]) -> list[str]:
+    cfg: Any = None
+    return sweep._labels([sweep.Entry(Path("x"), list(each), cfg) for each in overrides])
+
+
+def test_jobs_are_named_by_what_sets_them_apart() -> None:
+    assert labels(["a=1", "b=1"], ["a=1", "b=2"]) == ["b=1", "b=2"]
+    assert labels(["a=1"]) == ["a=1"]
