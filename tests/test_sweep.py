@@ -32,12 +32,13 @@ def scores(folder: Path) -> dict[str, list[float]]:
 
 
 @contextmanager
-def started(cwd: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+def started(cwd: Path, *args: str, threads: str | None = "1") -> Iterator[subprocess.Popen[str]]:
     """`python -m vggexp.train ARGS`, for as long as it is looked at."""
+    env = os.environ | {"PYTHONPATH": str(TESTS)} | ({"OMP_NUM_THREADS": threads} if threads else {})
     process = subprocess.Popen(
         [sys.executable, "-m", "vggexp.train", *args],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(TESTS)} | ONE_THREAD,
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

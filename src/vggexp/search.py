@@ -45,6 +45,7 @@ def start(hydra: Session, argv: list[str]) -> int:
     sweep.write(folder, argv, [], identity)
     study = _study(settings, folder)
     watched: dict[Path, Watched] = {}
+    failures = 0
     with sweep.concluded(folder), sweep.conducted(watched, folder, settings.n_trials):
         while _finished(study) < settings.n_trials:
             with contextlib.ExitStack() as held:
@@ -65,10 +66,11 @@ def start(hydra: Session, argv: list[str]) -> int:
                 for trial, run in zip(trials, ended, strict=True):
                     _tell(study, trial, run)
             failed = [run for run in ended if run.status == "failed"]
+            failures += len(failed)
             if failed and len(study.get_trials(deepcopy=False, states=[TrialState.FAIL])) >= settings.n_trials:
                 raise UserError(f"search: {settings.n_trials} trials have failed, the last for: {failed[-1].reason}", 1)
     _show_best(study, space, folder)
-    return 0
+    return int(failures > 0)
 
 
 def _space(hydra: Session, settings: Search) -> tuple[dict[str, tuple[BaseDistribution, list[str]]], list[str]]:

@@ -1,0 +1,186 @@
+"""The same numbers wherever a sweep runs: on this machine, under a real SLURM, on a real Ray cluster of two nodes."""
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, TESTS, configure, refusal, vggexp
+from test_sweep import ONE_THREAD, SMALL, results, scores, started, wait_for
+
+from vggexp import compose
+
+GRID = ("-m", *SMALL, "data.resize=32,33")
+SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """The scores that the default launcher gives, by config hash."""
+    folder = tmp_path_factory.mktemp("default")
+    done = vggexp("train", *GRID, "hydra.sweep.dir=outputs/default", cwd=folder, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    return scores(folder / "outputs" / "default")
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_launcher_changes_no_number(launcher: str, expected: dict[str, list[float]], tmp_path: Path) -> None:
+    args = [f"hydra/launcher={launcher}", "hydra.sweep.dir=outputs/here"]
+    done = vggexp("train", *GRID, *args, cwd=tmp_path, **ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert scores(tmp_path / "outputs" / "here") == expected
+    assert "epoch 1/1" not in done.stdout  # it is in the jobs' output.log
+    assert "epoch 1/1" in (tmp_path / "outputs" / "here" / "0" / "output.log").read_text()
+
+
+def test_joblib_divides_the_threads_among_its_jobs(tmp_path: Path) -> None:
+    args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/here"]
+    command = ["-m", *QUICK, "trainer.max_epochs=30", "seed=0,1", *args]
+    folder = tmp_path / "outputs" / "here"
+    with started(tmp_path, *command, threads=None) as process:
+        wait_for(folder, "running", number=2)
+        assert process.wait(120) == 0
+    cores = len(os.sched_getaffinity(0))
+    assert {r["threads"] for r in results(folder).values()} == {max(1, cores // 2)}
+
+
+def test_ctrl_c_reaches_the_jobs_of_another_launcher(tmp_path: Path) -> None:
+    args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/here"]
+    command = ["-m", *QUICK, "trainer.max_epochs=3000", "seed=0,1,2", *args]
+    folder = tmp_path / "outputs" / "here"
+    with started(tmp_path, *command) as process:
+        while not all((folder / name / "checkpoints" / "best.ckpt").exists() for name in ("0", "1")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=90)
+    assert process.returncode == 130, out + error
+    found = results(folder)
+    assert sorted(found) == ["0", "1"]  # the third did not begin
+    assert {r["status"] for r in found.values()} == {"interrupted"}
+    assert (folder / "0" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_ray_trains_on_every_node(
+    expected: dict[str, list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # its workers inherit what its nodes were started with
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={cluster.address}"]
+        done = vggexp("train", *GRID, *ray, "hydra.sweep.dir=outputs/ray", cwd=tmp_path, **ONE_THREAD)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert scores(tmp_path / "outputs" / "ray") == expected
+        long = ["-m", *QUICK, "trainer.max_epochs=60", "seed=0,1", "hydra.sweep.dir=outputs/both"]
+        with started(tmp_path, *long, *ray) as process:
+            wait_for(tmp_path / "outputs" / "both", "running", number=2)  # each takes a node's only core
+            assert process.wait(120) == 0
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A SLURM of one node with two cores. In CI it must be there; elsewhere its tests are skipped, and say so."""
+    missing = [name for name in SLURM if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"no SLURM here: {', '.join(missing)}; on Debian: apt-get install slurm-wlm munge")
+    assert not missing
+    folder, host, user = tmp_path_factory.mktemp("slurm"), socket.gethostname(), getpass.getuser()
+    ports = [_free_port(), _free_port()]
+    (folder / "state").mkdir()
+    (folder / "slurm.conf").write_text(
+        f"ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser={user}\nSlurmdUser={user}\n"
+        f"AuthType=auth/munge\nAuthInfo=socket={folder}/munge.socket\nStateSaveLocation={folder}/state\n"
+        f"SlurmdSpoolDir={folder}/spool\nSlurmctldPidFile={folder}/ctld.pid\nSlurmdPidFile={folder}/d.pid\n"
+        f"SlurmctldLogFile={folder}/ctld.log\nSlurmdLogFile={folder}/d.log\nSlurmctldPort={ports[0]}\n"
+        f"SlurmdPort={ports[1]}\nProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nSwitchType=switch/none\n"
+        "MpiDefault=none\nSelectType=select/cons_res\nSelectTypeParameters=CR_Core\nReturnToService=2\nKillWait=10\n"
+        f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN\n"
+        f"PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP\n"
+    )
+    (folder / "munge.key").write_bytes(os.urandom(1024))
+    (folder / "munge.key").chmod(0o400)
+    for parent in [folder, *folder.parents][:3]:
+        parent.chmod(0o755)  # the daemons want to be reached
+    place = {"socket": "munge.socket", "key-file": "munge.key", "log-file": "munge.log"}
+    place |= {"pid-file": "munge.pid", "seed-file": "munge.seed"}
+    daemons = [
+        ["munged", "--foreground", "--force", *(f"--{name}={folder / file}" for name, file in place.items())],
+        ["slurmctld", "-D"],
+        ["slurmd", "-D"],
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
+        log = (folder / "daemons.log").open("wb")
+        running = [subprocess.Popen(daemon, stdout=log, stderr=log) for daemon in daemons]
+        try:
+            for _ in range(60):
+                state = subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True).stdout.strip()
+                if state == "idle":
+                    break
+                time.sleep(0.5)
+            else:
+                raise AssertionError((folder / "daemons.log").read_text())
+            yield
+        finally:
+            for process in reversed(running):
+                process.terminate()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_changes_no_number(expected: dict[str, list[float]], tmp_path: Path) -> None:
+    args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
+    done = vggexp("train", *GRID, *args, cwd=tmp_path)  # as many threads as it has given cores
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert scores(tmp_path / "outputs" / "slurm") == expected
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_slurm_queues_again_goes_on(tmp_path: Path) -> None:
+    args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
+    folder = tmp_path / "outputs" / "slurm"
+    with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=150,1", *args) as process:
+        wait_for(folder, "completed")
+        wait_for(folder, "running")
+        time.sleep(1)
+        (job,) = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True).stdout.split()[:1]
+        subprocess.run(["scontrol", "requeue", job], check=True)
+        while process.poll() is None:  # by itself, it would wait two minutes in the queue
+            subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
+            time.sleep(1)
+        out, error = process.communicate()
+    assert process.returncode == 0, out + error
+    found = results(folder)
+    assert {r["status"] for r in found.values()} == {"completed"}
+    assert len(found["0"]["resumed"]) == 1
+
+
+def test_a_launcher_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hydra.core.plugins import Plugins
+
+    monkeypatch.setattr(Plugins.instance(), "class_name_to_class", {})
+    args = compose.parse([*GRID, "hydra/launcher=submitit_slurm"])
+    with compose.session(args) as hydra:
+        text = refusal(lambda: hydra.launcher(print, tmp_path))
+    assert text.startswith("hydra/launcher=submitit_slurm: ")
+    assert text.endswith("pip install 'vggexp[submitit]'")
+    assert configure(*SMALL)  # nothing of Hydra is left behind

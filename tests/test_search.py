@@ -1,0 +1,160 @@
+"""`search=optuna`: the study outlives every process, and chooses the same whether it was killed or not."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import QUICK, refusal, vggexp
+from test_sweep import ONE_THREAD, results, started, wait_for
+
+from vggexp import compose, search, sweep
+
+SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")
+SEARCH = ("-m", *QUICK, "search=optuna", "search.n_trials=8", "search.startup_trials=3", "trainer.max_epochs=3", *SPACE)
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / search.STUDY}")
+
+
+def trials(folder: Path) -> list[tuple[Any, ...]]:
+    return [(t.number, t.state.name, t.params, t.value, t.intermediate_values) for t in study(folder).trials]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A search that nobody disturbs, and what it said."""
+    folder = tmp_path_factory.mktemp("search")
+    done = vggexp("train", *SEARCH, "hydra.sweep.dir=outputs/study", cwd=folder, **ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "outputs" / "study", done.stdout
+
+
+def test_a_search_maximises_val_acc_and_prunes(whole: tuple[Path, str]) -> None:
+    folder, out = whole
+    found = results(folder)
+    assert len(found) == 8
+    states = {str(number): state for number, state, *_ in trials(folder)}
+    assert {name: r["status"] for name, r in found.items()} == {
+        name: {"COMPLETE": "completed", "PRUNED": "pruned"}[state] for name, state in states.items()
+    }
+    assert "PRUNED" in states.values()
+    completed = {name: r for name, r in found.items() if r["status"] == "completed"}
+    assert {t[0]: t[3] for t in trials(folder) if t[1] == "COMPLETE"} == {
+        int(name): r["val/acc"] for name, r in completed.items()
+    }
+    best = max(completed, key=lambda name: completed[name]["val/acc"])
+    assert study(folder).best_value == completed[best]["val/acc"]
+    assert f"best val/acc {completed[best]['val/acc']:.4f} in outputs/study/" in out
+    pruned = next(r for r in found.values() if r["status"] == "pruned")
+    assert "behind the other trials" in pruned["reason"]
+    assert "test/acc" not in pruned
+
+
+def test_trials_differ_in_the_space_alone(whole: tuple[Path, str]) -> None:
+    for number, _, params, *_ in trials(whole[0]):
+        config = results(whole[0])[str(number)]["config"]
+        assert config["data"]["resize"] in (32, 33)
+        assert config["data"]["batch_size"] == 64
+        assert 1e-4 <= config["optimizer"]["lr"] <= 5e-3
+        assert 0.2 <= config["model"]["dropout"] <= 0.7  # of the search's own space
+        assert config["trainer"]["precision"] == "32-true"  # of QUICK: a value takes its key out of the space
+        assert params.keys() == {"data.resize", "optimizer.lr", "model.dropout"}
+
+
+def test_a_killed_search_goes_on_and_chooses_the_same(whole: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "study"
+    for done in (1, 4):
+        with started(tmp_path, *SEARCH, "hydra.sweep.dir=outputs/study") as process:
+            wait_for(folder, "completed", "pruned", number=done)
+            (run, *_) = wait_for(folder, "running")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            if done == 1:
+                os.kill(run.result["pid"], signal.SIGKILL)
+    last = vggexp("train", "sweep=last", "allowed_packages=[synthetic]", cwd=tmp_path, **ONE_THREAD)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert trials(folder) == trials(whole[0])
+
+
+def test_more_trials_extend_a_search(whole: tuple[Path, str]) -> None:
+    folder, _ = whole
+    before = trials(folder)
+    more = [arg.replace("n_trials=8", "n_trials=10") for arg in SEARCH]
+    done = vggexp("train", *more, cwd=folder.parents[1], **ONE_THREAD)  # found again, though nobody names the folder
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert trials(folder)[:8] == before
+    assert len(trials(folder)) == 10
+
+
+def test_two_workers_share_a_study(tmp_path: Path) -> None:
+    args = [*SEARCH, "hydra.sweep.dir=outputs/study", "search.storage=sqlite:///shared.db", "search.study=both"]
+    folder = tmp_path / "outputs" / "study"
+    with started(tmp_path, *args) as one:
+        wait_for(folder, "running")
+        with started(tmp_path, *args) as two:
+            assert (one.wait(200), two.wait(200)) == (0, 0)
+    shared = optuna.load_study(study_name="both", storage=f"sqlite:///{tmp_path / 'shared.db'}")
+    assert [t.state.is_finished() for t in shared.trials] == [True] * 8
+    found = results(folder)
+    assert len(found) == 8
+    assert {r["status"] for r in found.values()} <= {"completed", "pruned"}
+    assert len({r["command"][0] + str(r["pid"]) for r in found.values()}) == 8
+
+
+def test_ctrl_c_ends_a_search_with_its_table(tmp_path: Path) -> None:
+    args = [*SEARCH, "trainer.max_epochs=3000", "search.pruner=null", "hydra.sweep.dir=outputs/study"]
+    folder = tmp_path / "outputs" / "study"
+    with started(tmp_path, *args) as process:
+        wait_for(folder, "running")
+        while not (folder / "0" / "checkpoints" / "best.ckpt").exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: Ctrl-C" not in out
+    assert "0: interrupted: SIGTERM" in out
+    assert "to go on: the same command" in error
+    assert study(folder).trials[0].state.name == "RUNNING"  # it goes on at the next start
+
+
+def test_several_trials_at_once(tmp_path: Path) -> None:
+    args = ["hydra/launcher=joblib", "search.at_once=2", "search.n_trials=4", "hydra.sweep.dir=outputs/study"]
+    done = vggexp("train", *SEARCH, *args, cwd=tmp_path, **ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [t[1] in ("COMPLETE", "PRUNED") for t in trials(tmp_path / "outputs" / "study")] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("search.n_trials=0", "search.n_trials=0: must be"),
+        ("search.pruner=best", "search.pruner=best: must be"),
+        ("search.trials=3", "search.trials=3: unknown key"),
+        ("search=grid", "search=grid: no such choice; search is one of optuna"),
+        ("optimizer.lr=interval(2,1)", "interval(2,1)"),
+        ("search.storage=nowhere://x", "search.storage=nowhere://x: cannot be used"),
+        ("data.val_size=0", "data.val_size=0: a search needs a validation set"),
+        ("data.batch_size=0,64", "data.batch_size=0: must be"),
+    ],
+)
+def test_what_a_search_refuses(argument: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert text in refusal(lambda: sweep.start([*SEARCH, argument]))
+
+
+def test_a_search_without_multirun_says_what_is_missing() -> None:
+    assert "add --multirun" in refusal(lambda: compose.configs(compose.parse(["search=optuna"])))
+
+
+def test_a_trial_that_is_impossible_fails_and_the_search_ends(tmp_path: Path) -> None:
+    args = [*SEARCH, "data.val_size=400", "search.n_trials=2", "hydra.sweep.dir=outputs/study"]
+    done = vggexp("train", *args, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "search: 2 trials have failed, the last for: data.val_size=400" in done.stderr
+    assert json.loads((tmp_path / "outputs" / "study" / "0" / "result.json").read_text())["status"] == "failed"
