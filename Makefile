@@ -8,7 +8,7 @@ ARGS   ?=
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train sweep tensorboard test benchmark benchmark-full benchmark-gpu faults audit lint format lock wheel clean
+.PHONY: help setup data train sweep report tensorboard test benchmark benchmark-full benchmark-gpu faults audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
@@ -34,6 +34,9 @@ train: data ## train; without ARGS the quickstart: VGG-11, ratio 4, 96 px
 
 sweep: data ## train every combination, e.g. ARGS="data.resize=32,64 optimizer.lr=1e-3,3e-4"
 	$(BIN)/python -m vggexp.train --multirun $(ARGS)
+
+report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."
+	$(BIN)/python -m vggexp.report $(ARGS)
 
 tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 	$(BIN)/tensorboard --logdir outputs --host localhost $(ARGS)

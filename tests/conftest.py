@@ -1,6 +1,7 @@
 """Fixtures: a small synthetic set, the real one where it can be had, and one run that many tests look at."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from vggexp import compose, record
 from vggexp.data import idx
@@ -110,3 +112,17 @@ def trained(train: Callable[..., Run]) -> Run:
     done = train()
     record.write(done.folder, record.manifest(done.cfg) | {"status": "completed"} | done.result)
     return done
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. In CI it must be there; elsewhere its tests are skipped, and say so."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
+    assert found is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=flags)
+        yield chromium
+        chromium.close()

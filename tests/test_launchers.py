@@ -6,15 +6,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, TESTS, configure, refusal, vggexp
-from test_sweep import ONE_THREAD, SMALL, results, scores, started, wait_for
 
-from vggexp import compose
+from conftest import QUICK, TESTS, configure, refusal, vggexp
+from test_sweep import ONE_THREAD, SCORES, SMALL, results, scores, started, wait_for
+from vggexp import compose, record
 
 GRID = ("-m", *SMALL, "data.resize=32,33")
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -184,3 +185,42 @@ def test_a_launcher_whose_package_is_missing_is_named(monkeypatch: pytest.Monkey
     assert text.startswith("hydra/launcher=submitit_slurm: ")
     assert text.endswith("pip install 'vggexp[submitit]'")
     assert configure(*SMALL)  # nothing of Hydra is left behind
+
+
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The result of one run on two processes, which Lightning has started."""
+    folder = tmp_path_factory.mktemp("ddp")
+    done = vggexp("train", *QUICK, *DDP, "hydra.run.dir=outputs/run", cwd=folder, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    return record.read(folder / "outputs" / "run")
+
+
+def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
+    """One run of processes that somebody else starts gives the same numbers, in one folder."""
+    env = os.environ | ONE_THREAD | {"PYTHONPATH": str(TESTS)}
+    command = [*start, "-m", "vggexp.train", *QUICK, *DDP]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (cwd / "outputs").iterdir()
+    result = record.read(folder)
+    assert [result[name] for name in SCORES] == [expected[name] for name in SCORES]
+
+
+def test_torchrun_trains_one_run_on_two_processes(two_processes: dict[str, object], tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    same_as(two_processes, tmp_path, *torchrun)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_trains_one_run_on_two_processes(two_processes: dict[str, object], tmp_path: Path) -> None:
+    same_as(two_processes, tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable)
+
+
+def test_processes_without_a_folder_in_common_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    compose.run_name.cache_clear()
+    assert "--rdzv-id=NAME" in refusal(compose.run_name)

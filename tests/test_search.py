@@ -9,9 +9,9 @@ from typing import Any
 
 import optuna
 import pytest
+
 from conftest import QUICK, refusal, vggexp
 from test_sweep import ONE_THREAD, results, started, wait_for
-
 from vggexp import compose, search, sweep
 
 SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")

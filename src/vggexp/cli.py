@@ -5,7 +5,8 @@ import runpy
 import sys
 
 COMMANDS = {
-    "train": "train a network, or with --multirun every combination",
+    "train": "train a network, or with --multirun every combination, or search",
+    "report": "put the runs of a sweep side by side: tables, a page for the browser, figures",
     "summary": "price networks: shapes, parameters, multiply-accumulates, memory, time",
     "evaluate": "score a finished network on the test set, with tables and pictures",
     "predict": "name what pictures show",

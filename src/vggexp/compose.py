@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import functools
+import os
 import secrets
 import sys
 import warnings
@@ -45,7 +46,22 @@ S = TypeVar("S", bound=BaseModel)
 
 @functools.cache
 def run_name() -> str:
-    """A name for this process's run or sweep that no other process has, in the order of time."""
+    """A name for this process's run or sweep that no other process has, in the order of time.
+
+    Processes that torchrun or SLURM start together share theirs.
+
+    Raises:
+        UserError: they have nothing in common to make one from.
+    """
+    if started := os.environ.get("TORCHELASTIC_RUN_ID"):
+        if started == "none":
+            raise UserError(
+                "torchrun: its processes need a folder in common; add --standalone, on several machines --rdzv-id=NAME, "
+                "or name it: hydra.run.dir=outputs/NAME"
+            )
+        return f"torchrun_{started}"
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        return f"slurm_{os.environ['SLURM_JOB_ID']}"
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
 
 

@@ -138,8 +138,14 @@ def train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fal
 
 
 def is_worker() -> bool:
-    """Whether this is one of the further processes that trainer=ddp starts: the first one keeps the record."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+    """Whether this is one of the further processes of trainer=ddp: the first one keeps the record."""
+    rank = os.environ.get("SLURM_PROCID") if int(os.environ.get("SLURM_NTASKS", 1)) > 1 else None
+    return int(os.environ.get("RANK") or rank or os.environ.get("LOCAL_RANK") or 0) > 0
+
+
+def is_started_again() -> bool:
+    """Whether torchrun or SLURM has started these processes before."""
+    return any(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _folder() -> Path:

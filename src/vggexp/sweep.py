@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,22 @@ def _named(name: str) -> Path:
     return Path(name)
 
 
+def latest() -> Path:
+    """The folder of the sweep or run that was started last.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = trust.outputs()
+    sweeps = [path.parent for path in root.glob(f"*/{record.SWEEP}")]
+    alone = [path.parent for path in root.glob(f"*/{record.RESULT}")]
+    if not sweeps + alone:
+        raise UserError(f"last: there is no sweep and no run under {root}/; start one, or name its folder")
+    started = {folder: _started(folder) for folder in sweeps}
+    started |= {folder: str(runs.read(folder).result.get("started")) for folder in alone}
+    return max(started, key=lambda folder: started[folder])
+
+
 def _started(folder: Path) -> str:
     try:
         return str(_read(folder).get("started"))
@@ -106,6 +123,8 @@ def start(argv: list[str], again: bool = False) -> int:
     args.multirun = True
     with compose.session(args) as hydra:
         if hydra.search is not None:
+            if find_spec("optuna") is None:
+                raise UserError("search=optuna: Optuna is not installed; pip install 'vggexp[search]'", 1)
             from vggexp import search
 
             return search.start(hydra, argv)

@@ -40,8 +40,11 @@ def main() -> int:
 def _start(args: argparse.Namespace) -> int:
     """Starts one run, or shows its config."""
     (cfg, *_), settings = compose.configs(args)
+    folder = Path(settings.run.dir)
+    if job.is_started_again() and (folder / record.RESULT).exists() and not args.cfg:
+        return _resume(str(folder), [])
     if not args.cfg and not job.is_worker():
-        record.claim(Path(settings.run.dir), record.RESULT, record.manifest(cfg), "hydra.run.dir")
+        record.claim(folder, record.RESULT, record.manifest(cfg), "hydra.run.dir")
     return _hydra()
 
 

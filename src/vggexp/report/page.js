@@ -1,0 +1,361 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const SCALE = "Cividis";
+const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8c564b", "#7f7fff", "#6b8e23", "#e15759"];
+const LOWER_IS_BETTER = /loss|seconds|memory|parameters/;
+
+function make(tag, text, name) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  if (name) element.className = name;
+  return element;
+}
+
+function show(value, name) {
+  if (value === null || value === undefined) return "–";
+  if (/acc|loss/.test(name)) return value.toFixed(4);
+  if (/memory/.test(name)) return (value / 2 ** 30).toFixed(2) + " GiB";
+  return value.toLocaleString("en", { maximumFractionDigits: value < 100 ? 1 : 0 });
+}
+
+const nearestName = (axis) => axis.split(".").pop();
+const label = (run) => data.axes.filter((axis) => run.values[axis] !== undefined).map((axis) => `${nearestName(axis)}=${run.values[axis]}`).join(" ") || run.name;
+const score = (run, name) => (run.status === "completed" ? run.numbers[name] : null);
+
+// numbers by their size, other texts after them
+function compare(a, b) {
+  const x = Number(a), y = Number(b);
+  const xs = a === "" || a === null || a === undefined || Number.isNaN(x), ys = b === "" || b === null || b === undefined || Number.isNaN(y);
+  if (xs !== ys) return xs ? 1 : -1;
+  return xs ? String(a ?? "").localeCompare(String(b ?? "")) : x - y;
+}
+
+const levels = (axis, runs) => [...new Set(runs.map((run) => run.values[axis]).filter((v) => v !== undefined))].sort(compare);
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+function deviation(values) {
+  if (values.length < 2) return null;
+  const middle = mean(values);
+  return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
+}
+
+// ---------------------------------------------------------------- what is shown
+
+for (const run of data.runs) {
+  run.group = data.axes.filter((axis) => axis !== "seed").map((axis) => run.values[axis]).join("\u0000");
+  run.words = [run.name, run.status, run.reason, ...Object.entries(run.values).map(([k, v]) => `${k}=${v}`)].join(" ").toLowerCase();
+}
+const groups = new Map();
+for (const run of data.runs) groups.set(run.group, [...(groups.get(run.group) ?? []), run]);
+const scores = (runs, name) => runs.map((run) => score(run, name)).filter((value) => value !== null && value !== undefined);
+const worth = (group) => (scores(groups.get(group), data.objective).length ? mean(scores(groups.get(group), data.objective)) : -1);
+const bestFirst = [...groups.keys()].sort((a, b) => worth(b) - worth(a));
+const colour = (run) => COLOURS[bestFirst.indexOf(run.group)] ?? css("--quiet");
+
+function shown() {
+  const words = byId("words").value.toLowerCase().split(/\s+/).filter(Boolean), status = byId("status").value;
+  return data.runs.filter((run) => (!status || run.status === status) && words.every((word) => run.words.includes(word)));
+}
+
+// ---------------------------------------------------------------- charts
+
+function layout(x, y, more) {
+  const ink = css("--ink"), line = css("--line");
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 12 },
+    margin: { l: 55, r: 20, t: 15, b: 50 }, showlegend: false, hovermode: "closest",
+    hoverlabel: { bgcolor: css("--panel"), bordercolor: line, font: { color: ink }, align: "left" },
+    xaxis: { ...axis, title: { text: x } }, yaxis: { ...axis, title: { text: y } }, ...more,
+  };
+}
+
+function draw(id, traces, how) {
+  const place = byId(id);
+  if (!traces.length) {
+    Plotly.purge(place);
+    place.className = "chart empty";
+    place.textContent = "Nothing to show for these runs yet.";
+    return;
+  }
+  if (place.classList.contains("empty")) place.textContent = "";
+  place.className = "chart";
+  Plotly.react(place, traces, how, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+}
+
+function drawCurves(runs) {
+  const y = byId("curves-y").value;
+  const traces = runs.filter((run) => run.curve[y]).reverse().map((run) => ({
+    type: "scatter", mode: run.curve.epoch.length > 20 ? "lines" : "lines+markers", x: run.curve.epoch, y: run.curve[y],
+    line: { color: colour(run), width: 1.6 }, marker: { size: 5 }, opacity: 0.85, name: label(run),
+    hovertemplate: `${label(run)}<br>epoch %{x}<br>${y} %{y:.4f}<extra></extra>`,
+  }));
+  const longest = Math.max(...runs.map((run) => run.curve.epoch?.length ?? 0));
+  draw("curves", traces, layout("epoch", y, { xaxis: { ...layout("epoch").xaxis, dtick: longest <= 12 ? 1 : undefined } }));
+}
+
+function drawHeatmap(runs) {
+  const [x, y, z] = ["x", "y", "z"].map((part) => byId(`heatmap-${part}`).value);
+  const across = levels(x, runs), up = levels(y, runs);
+  const cells = up.map((row) => across.map((column) => runs.filter((run) => run.values[x] === column && run.values[y] === row).map((run) => score(run, z)).filter((v) => v !== null && v !== undefined)));
+  if (x === y || !cells.flat(2).length) return draw("heatmap", []);
+  const values = cells.map((row) => row.map((cell) => (cell.length ? mean(cell) : null)));
+  const texts = cells.map((row) => row.map((cell) => (cell.length ? show(mean(cell), z) : "")));
+  const hover = cells.map((row) => row.map((cell) => `${cell.length} runs` + (cell.length > 1 ? `, ± ${show(deviation(cell), z)}` : "")));
+  draw("heatmap", [{
+    type: "heatmap", x: across, y: up, z: values, text: texts, customdata: hover, colorscale: SCALE, reversescale: LOWER_IS_BETTER.test(z),
+    texttemplate: across.length * up.length <= 80 ? "%{text}" : "", hoverongaps: false, xgap: 2, ygap: 2, colorbar: { thickness: 12, outlinewidth: 0 },
+    hovertemplate: `${nearestName(x)} %{x}<br>${nearestName(y)} %{y}<br>mean ${z} %{text}<br>%{customdata}<extra></extra>`,
+  }], layout(x, y, { xaxis: { ...layout(x).xaxis, type: "category" }, yaxis: { ...layout(x, y).yaxis, type: "category" } }));
+}
+
+function drawPareto(runs) {
+  const x = byId("pareto-x").value, y = byId("pareto-y").value;
+  const points = runs.filter((run) => score(run, x) != null && score(run, y) != null);
+  if (!points.length) return draw("pareto", []);
+  const cheap = x === "images_per_second" ? -1 : 1, good = LOWER_IS_BETTER.test(y) ? -1 : 1;
+  const front = [];
+  for (const run of [...points].sort((a, b) => cheap * (a.numbers[x] - b.numbers[x]) || good * (b.numbers[y] - a.numbers[y]))) {
+    if (!front.length || good * run.numbers[y] > good * front[front.length - 1].numbers[y]) front.push(run);
+  }
+  const values = (name, list) => list.map((run) => (/memory/.test(name) ? run.numbers[name] / 2 ** 30 : run.numbers[name]));
+  const title = /memory/.test(x) ? "peak memory, GiB" : x;
+  draw("pareto", [
+    { type: "scatter", mode: "lines", x: values(x, front), y: values(y, front), line: { color: css("--quiet"), width: 1.5, shape: cheap > 0 ? "hv" : "vh", dash: "dot" }, hoverinfo: "skip" },
+    { type: "scatter", mode: "markers", x: values(x, points), y: values(y, points), text: points.map(label),
+      marker: { size: 10, color: points.map(colour), line: { width: points.map((run) => (front.includes(run) ? 2 : 0)), color: css("--ink") } },
+      hovertemplate: `%{text}<br>${x} %{x:.4~g}<br>${y} %{y:.4f}<extra></extra>` },
+  ], layout(title, y, { xaxis: { ...layout(title).xaxis, type: "log" } }));
+}
+
+function drawParallel(runs) {
+  const z = byId("parallel-z").value, axes = data.axes;
+  const points = runs.filter((run) => score(run, z) != null).sort((a, b) => score(a, z) - score(b, z));
+  if (!points.length || !axes.length) return draw("parallel", []);
+  const low = Math.min(...points.map((run) => score(run, z))), high = Math.max(...points.map((run) => score(run, z)));
+  const share = (run) => (high > low ? (score(run, z) - low) / (high - low) : 1);
+  const ticks = [];
+  const height = Object.fromEntries(axes.map((axis, n) => {
+    const all = levels(axis, points), place = new Map(all.map((value, k) => [value, all.length > 1 ? k / (all.length - 1) : 0.5]));
+    (all.length <= 12 ? all : [all[0], all[all.length - 1]]).forEach((value) => ticks.push([n, place.get(value), value]));
+    return [axis, place];
+  }));
+  ticks.push([axes.length, 0, show(low, z)], [axes.length, 1, show(high, z)]);
+  const shade = (run) => (LOWER_IS_BETTER.test(z) ? 1 - share(run) : share(run));
+  const traces = points.map((run) => ({
+    type: "scatter", mode: "lines", x: [...axes.keys(), axes.length], y: [...axes.map((axis) => height[axis].get(run.values[axis])), share(run)],
+    line: { color: blend(shade(run)), width: 1.2 + 1.4 * shade(run), shape: "spline", smoothing: 0.6 }, opacity: 0.45 + 0.5 * shade(run),
+    hovertemplate: `${label(run)}<br>${z} ${show(score(run, z), z)}<extra></extra>`,
+  }));
+  const base = layout("", "");
+  draw("parallel", traces, {
+    ...base, margin: { l: 30, r: 65, t: 15, b: 60 },
+    xaxis: { ...base.xaxis, tickvals: [...axes.keys(), axes.length], ticktext: [...axes.map(nearestName), z], showgrid: true, zeroline: false, range: [-0.15, axes.length + 0.1], fixedrange: true },
+    yaxis: { visible: false, range: [-0.06, 1.06], fixedrange: true },
+    annotations: ticks.map(([x, y, text]) => ({ x, y, text, xanchor: "left", xshift: 4, showarrow: false, font: { size: 11, color: css("--ink") }, bgcolor: css("--paper"), opacity: 0.85 })),
+  });
+}
+
+// from dark blue to yellow, as the heatmap, but never too near to the paper
+function blend(share) {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const [from, to] = dark ? [[70, 90, 140], [253, 231, 55]] : [[150, 165, 200], [0, 45, 110]];
+  return `rgb(${from.map((value, n) => Math.round(value + (to[n] - value) * share)).join(",")})`;
+}
+
+// ---------------------------------------------------------------- tables
+
+const sorting = { groups: null, table: null };
+
+// columns: {name, number, cell(row) → text or element, key(row) → what it is sorted by}
+function fill(id, columns, rows) {
+  const table = byId(id), sort = sorting[id];
+  if (sort) {
+    const column = columns.find((each) => each.name === sort.name);
+    const missing = (value) => value === null || value === undefined;
+    if (column) {
+      rows = [...rows].sort((a, b) => {
+        const x = column.key(a), y = column.key(b);
+        if (missing(x) || missing(y)) return missing(x) - missing(y);
+        return sort.up * compare(x, y);
+      });
+    }
+  }
+  const head = make("tr");
+  for (const column of columns) {
+    const cell = make("th", undefined, column.number ? "number" : "");
+    cell.scope = "col";
+    if (column.key) {
+      const button = make("button", column.name);
+      button.type = "button";
+      const up = sort && sort.name === column.name ? -sort.up : column.number && !LOWER_IS_BETTER.test(column.name) ? -1 : 1;
+      button.addEventListener("click", () => {
+        sorting[id] = { name: column.name, up };
+        refreshTables();
+        byId(id).querySelectorAll("th button").forEach((each) => each.textContent === column.name && each.focus());
+      });
+      cell.append(button);
+      if (sort && sort.name === column.name) cell.setAttribute("aria-sort", sort.up > 0 ? "ascending" : "descending");
+    } else cell.append(make("span", column.name, column.name));
+    head.append(cell);
+  }
+  const body = make("tbody");
+  for (const row of rows) {
+    const line = make("tr");
+    for (const column of columns) {
+      const content = column.cell(row);
+      const cell = make("td", undefined, column.number ? "number" : "");
+      cell.append(content);
+      line.append(cell);
+    }
+    body.append(line);
+  }
+  const top = make("thead");
+  top.append(head);
+  table.replaceChildren(top, body);
+}
+
+function refreshTables() {
+  const runs = shown();
+  const axisColumn = (axis, of) => ({ name: axis, number: data.runs.every((run) => !(axis in run.values) || !Number.isNaN(Number(run.values[axis]))), cell: (row) => of(row)[axis] ?? "–", key: (row) => of(row)[axis] });
+  fill("table", [
+    { name: "run", cell: runLink, key: (run) => run.name.split("/").pop() },
+    { name: "again", cell: copyButton },
+    { name: "status", cell: (run) => make("span", run.status, run.status), key: (run) => run.status },
+    ...data.axes.map((axis) => axisColumn(axis, (run) => run.values)),
+    ...[...data.scores, ...data.costs].map((name) => ({ name, number: true, cell: (run) => show(run.numbers[name], name), key: (run) => run.numbers[name] })),
+  ], runs);
+
+  const some = [...new Set(runs.map((run) => run.group))].sort((a, b) => bestFirst.indexOf(a) - bestFirst.indexOf(b));
+  const names = [...data.scores, ...data.costs.filter((name) => name === "seconds" || name === "images_per_second")];
+  fill("groups", [
+    ...data.axes.filter((axis) => axis !== "seed").map((axis) => axisColumn(axis, (group) => group[0].values)),
+    { name: "runs", number: true, cell: (group) => String(group.length), key: (group) => group.length },
+    ...names.map((name) => ({
+      name, number: true, key: (group) => (scores(group, name).length ? mean(scores(group, name)) : null),
+      cell: (group) => {
+        const values = scores(group, name);
+        return values.length ? show(mean(values), name) + (values.length > 1 ? ` ± ${show(deviation(values), name)}` : "") : "–";
+      },
+    })),
+  ], some.map((group) => runs.filter((run) => run.group === group)));
+}
+
+function runLink(run) {
+  const link = make("a", run.name.split("/").slice(-1)[0]);
+  link.href = run.link.split("/").map((part) => (part === ".." ? part : encodeURIComponent(part))).join("/") + "/";
+  link.title = run.name;
+  return link;
+}
+
+function copyButton(run) {
+  if (!run.command) return "";
+  const button = make("button", "copy", "copy");
+  button.type = "button";
+  button.title = run.command;
+  button.setAttribute("aria-label", `Copy the command that repeats ${run.name}`);
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(run.command);
+      button.textContent = "copied";
+    } catch {
+      window.prompt("The command that repeats this run:", run.command); // where the browser keeps the clipboard closed
+    }
+    setTimeout(() => { button.textContent = "copy"; }, 1500);
+  });
+  return button;
+}
+
+// ---------------------------------------------------------------- the page
+
+function drawLegend(runs) {
+  const here = bestFirst.filter((group) => runs.some((run) => run.group === group));
+  const named = here.filter((group) => bestFirst.indexOf(group) < COLOURS.length);
+  byId("legend").replaceChildren(...(here.length < 2 ? [] : named).map((group) => {
+    const first = groups.get(group)[0], item = make("li"), dot = make("span", "●");
+    dot.style.color = colour(first);
+    item.append(dot, " ", label({ ...first, values: { ...first.values, seed: undefined } }) || first.name);
+    return item;
+  }), ...(here.length > named.length ? [make("li", `● ${here.length - named.length} others`, "quiet")] : []));
+}
+
+function refresh() {
+  const runs = shown();
+  drawLegend(runs);
+  byId("shown").textContent = `${runs.length} of ${data.runs.length} runs`;
+  drawCurves(runs);
+  drawHeatmap(runs);
+  drawPareto(runs);
+  drawParallel(runs);
+  refreshTables();
+}
+
+function options(id, values, chosen) {
+  byId(id).replaceChildren(...values.map((value) => {
+    const option = make("option", value || "all");
+    option.value = value;
+    return option;
+  }));
+  byId(id).value = chosen ?? values[0] ?? "";
+  byId(id).closest("label").hidden = !values.length;
+}
+
+function card(title, text, more) {
+  const box = make("div", undefined, "card");
+  box.append(make("span", title, "quiet"), make("strong", text), make("small", more));
+  byId("short").append(box);
+}
+
+function start() {
+  document.title = `${data.title} – vggexp`;
+  byId("title").textContent = data.title;
+  byId("made").textContent = `Made by vggexp.report, ${data.made}.`;
+  const statuses = [...new Set(data.runs.map((run) => run.status))];
+  byId("counts").textContent = statuses.map((status) => `${data.runs.filter((run) => run.status === status).length} ${status}`).join(", ");
+
+  const done = data.runs.filter((run) => run.status === "completed");
+  for (const name of ["val/acc", "test/acc"].filter((each) => data.scores.includes(each))) {
+    const best = done.filter((run) => run.numbers[name] !== null).sort((a, b) => b.numbers[name] - a.numbers[name])[0];
+    if (best) card(`best ${name}`, show(best.numbers[name], name), label(best));
+  }
+  const quick = done.filter((run) => run.numbers.images_per_second).sort((a, b) => b.numbers.images_per_second - a.numbers.images_per_second)[0];
+  if (quick) card("fastest training", `${show(quick.numbers.images_per_second, "")} images/s`, label(quick));
+  if (done.length) card("trained for", `${show(done.reduce((sum, run) => sum + (run.numbers.seconds ?? 0), 0) / 60, "")} min`, `${done.length} completed runs together`);
+
+  byId("notes").replaceChildren(...data.notes.map((note) => make("p", note, "note")));
+  options("status", ["", ...statuses]);
+  options("curves-y", data.curves, data.curves.includes(data.objective) ? data.objective : undefined);
+  options("heatmap-x", data.axes, data.pair?.[0]);
+  options("heatmap-y", data.axes, data.pair?.[1] ?? data.axes[1]);
+  options("heatmap-z", [...data.scores, ...data.costs], data.objective);
+  options("pareto-x", data.costs);
+  options("pareto-y", data.scores, data.objective);
+  options("parallel-z", [...data.scores, ...data.costs], data.objective);
+
+  if (data.differences.length) {
+    byId("difference").hidden = false;
+    const head = ["", data.runs[0].name, data.runs[1].name];
+    fill("differences", head.map((name, n) => ({ name, cell: (row) => row[n] })), data.differences);
+  }
+  const failed = data.runs.filter((run) => ["failed", "unreadable", "interrupted"].includes(run.status));
+  byId("failed").hidden = !failed.length;
+  byId("failures").replaceChildren(...failed.map((run) => {
+    const item = make("li");
+    item.append(runLink(run), ` ${label(run)}: `, make("span", `${run.status}: ${run.reason}`, run.status));
+    return item;
+  }));
+
+  let waiting;
+  const later = () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); };
+  byId("words").addEventListener("input", later);
+  byId("filter").addEventListener("submit", (event) => event.preventDefault());
+  byId("filter").addEventListener("reset", () => setTimeout(refresh));
+  document.querySelectorAll("select").forEach((select) => select.addEventListener("change", refresh));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
+  for (const event of ["beforeprint", "afterprint"]) window.addEventListener(event, refresh);
+  refresh();
+}
+
+start();

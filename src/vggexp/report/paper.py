@@ -1,0 +1,171 @@
+"""The figures of a report for print, as PNG and SVG."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vggexp import runs
+from vggexp.report.collect import Group, Report, number_first, spread
+
+NAMED = 10
+"""Groups that a figure tells apart, the best; the others are grey."""
+
+STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+
+
+def draw(report: Report, folder: Path) -> list[str]:
+    """Each figure that the runs have enough for, as `NAME.png` and `NAME.svg`; returns the names."""
+    drawn = []
+    with rc_context(STYLE):
+        for name, figure in (
+            ("curves", _curves(report)),
+            ("heatmap", _heatmap(report)),
+            ("pareto", _pareto(report)),
+            ("parallel", _parallel(report)),
+        ):
+            if figure is not None:
+                folder.mkdir(exist_ok=True)
+                for kind in ("png", "svg"):
+                    figure.savefig(folder / f"{name}.{kind}", dpi=160)
+                drawn.append(name)
+    return drawn
+
+
+def label(group: Group) -> str:
+    """What sets a group apart."""
+    return ", ".join(f"{axis.rpartition('.')[2]} {runs.text(value)}" for axis, value in group.values.items()) or "all"
+
+
+def _curves(report: Report) -> Figure | None:
+    """The objective against epochs; a band of one standard deviation over seeds."""
+    curves = {id(run): curve for run, curve in zip(report.runs, report.curves, strict=True)}
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for n, group in reversed(list(enumerate(report.groups))):
+        rows = [[epoch.get(report.objective) for epoch in curves[id(run)]] for run in group.runs]
+        spreads = [spread([row[e] for row in rows if e < len(row)]) for e in range(max(map(len, rows), default=0))]
+        points = [(e + 1, s.mean, s.deviation or 0.0) for e, s in enumerate(spreads) if s is not None]
+        if not points:
+            continue
+        epoch, mean, deviation = np.array(points).T
+        named = n < NAMED
+        colour = f"C{n}" if named else "0.8"
+        marker = "o" if len(points) == 1 else None
+        text, width = (label(group), 1.5) if named else (None, 0.6)
+        axes.plot(epoch, mean, color=colour, marker=marker, lw=width, label=text)
+        if named and deviation.any():
+            axes.fill_between(epoch, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
+    if not axes.lines:
+        return None
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(report.objective)
+    _legend(axes)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def pair(report: Report) -> tuple[str, str] | None:
+    """The two axes of the heatmap: resize and learning rate where they vary, else the first two."""
+    wanted = [axis for axis in ("data.resize", "optimizer.lr") if axis in report.axes]
+    chosen = [*wanted, *(axis for axis in report.axes if axis not in wanted)][:2]
+    return (chosen[0], chosen[1]) if len(chosen) == 2 else None
+
+
+def _heatmap(report: Report) -> Figure | None:
+    """The mean objective over two axes."""
+    if (both := pair(report)) is None or report.best() is None:
+        return None
+    columns, rows = (
+        sorted({runs.text(group.values[axis]) for group in report.groups}, key=number_first) for axis in both
+    )
+    table = np.full((len(rows), len(columns)), np.nan)
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            here = [g for g in report.groups if [runs.text(g.values[axis]) for axis in both] == [column, row]]
+            found = [run.number(report.objective) for group in here for run in group.runs if run.status == "completed"]
+            if (value := spread(found)) is not None:
+                table[y, x] = value.mean
+    figure = Figure(figsize=(2.2 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table, cmap="cividis", aspect="auto", origin="lower")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel(both[0])
+    axes.set_ylabel(both[1])
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2
+    for y, x in np.argwhere(np.isfinite(table)):
+        colour = "black" if table[y, x] > middle else "white"
+        axes.text(x, y, f"{table[y, x]:.3f}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, label=f"mean {report.objective}")
+    return figure
+
+
+def _pareto(report: Report) -> Figure | None:
+    """The objective against the time that training took, and the runs that none beats in both."""
+    found = [(group.spread("seconds"), group.spread(report.objective), n) for n, group in enumerate(report.groups)]
+    points = [(s.mean, o.mean, n) for s, o, n in found if s is not None and o is not None]
+    if len(points) < 2:
+        return None
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for seconds, score, n in points:
+        named = n < NAMED
+        colour, text = (f"C{n}", label(report.groups[n])) if named else ("0.8", None)
+        axes.plot(seconds, score, "o", color=colour, label=text)
+    front = pareto([(seconds, score) for seconds, score, _ in points])
+    axes.plot(*np.array(front).T, color="0.4", lw=1, drawstyle="steps-post", zorder=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds")
+    axes.set_ylabel(report.objective)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, score), those that cost less than all with as high a score, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def _parallel(report: Report) -> Figure | None:
+    """A line for each group across all axes, coloured by the objective."""
+    scored = [(group, found.mean) for group in report.groups if (found := group.spread(report.objective)) is not None]
+    if len(report.axes) < 2 or len(scored) < 2:
+        return None
+    scores = np.array([score for _, score in scored])
+    low, high = scores.min(), max(scores.max(), scores.min() + 1e-9)
+    figure = Figure(figsize=(1.5 + 1.3 * (len(report.axes) + 1), 3.6), layout="constrained")
+    axes = figure.subplots()
+    heights = [(scores - low) / (high - low)]
+    for x, axis in enumerate(report.axes):
+        texts = [runs.text(group.values[axis]) for group, _ in scored]
+        levels = sorted(set(texts), key=number_first)
+        places = {text: n / max(1, len(levels) - 1) for n, text in enumerate(levels)}
+        heights.insert(-1, np.array([places[text] for text in texts]))
+        for text in levels if len(levels) <= 12 else [levels[0], levels[-1]]:
+            spot: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "zorder": 5}
+            paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+            axes.annotate(text, (x, places[text]), fontsize=7, bbox=paper, **spot)
+    for end, value in ((0.0, low), (1.0, high)):
+        axes.annotate(f"{value:.3f}", (len(report.axes), end), xytext=(4, 0), textcoords="offset points", fontsize=7)
+    for n in np.argsort(scores):
+        colour = colormaps["cividis"](float(heights[-1][n]))
+        axes.plot(range(len(heights)), [height[n] for height in heights], color=colour, lw=1.2)
+    axes.set_xticks(range(len(heights)), [*report.axes, report.objective], rotation=15)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color="0.85")
+    return figure

@@ -1,0 +1,282 @@
+"""The report: what it says of runs is what their folders hold; its page works in a real browser, without a network."""
+
+import csv
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from conftest import Run, refusal, vggexp
+from vggexp import record, runs
+from vggexp.report import __main__ as command
+from vggexp.report import collect, paper
+
+Sweep = Callable[..., Path]
+
+
+@pytest.fixture
+def sweep(trained: Run, tmp_path: Path) -> Sweep:
+    """Makes run folders like that of a real run, with other settings and scores."""
+
+    def make(name: str = "sweep", resizes: Any = (32, 64), lrs: Any = (1e-4, 1e-3), seeds: Any = (0, 1, 2)) -> Path:
+        folder, n = tmp_path / name, 0
+        for resize in resizes:
+            for lr in lrs:
+                for seed in seeds:
+                    run = folder / str(n)
+                    (run / ".hydra").mkdir(parents=True)
+                    result = json.loads((trained.folder / record.RESULT).read_text())
+                    result["config"]["data"]["resize"] = result["config"]["model"]["image_size"] = resize
+                    result["config"]["optimizer"]["lr"] = lr
+                    result["config"]["seed"] = seed
+                    result |= {"val/acc": score(resize, lr, seed), "seconds": resize / 2 + n}
+                    record.write(run, result)
+                    shutil.copy(trained.folder / runs.METRICS, run)
+                    (run / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n- seed={seed}\n")
+                    n += 1
+        return folder
+
+    return make
+
+
+def score(resize: int, lr: float, seed: int) -> float:
+    return round(0.5 + resize / 200 + (0.05 if lr == 1e-3 else 0) + seed / 100, 4)
+
+
+def change(folder: Path, **values: Any) -> None:
+    record.write(folder, record.read(folder) | values)
+
+
+def report(*folders: Path) -> collect.Report:
+    return collect.collect(folders, runs.find(folders))
+
+
+def test_groups_are_means_over_seeds_and_the_best_comes_first(sweep: Sweep) -> None:
+    made = report(sweep())
+    assert made.axes == ["data.resize", "optimizer.lr"]  # the seed is none, nor is the size that follows data.resize
+    assert [tuple(group.values.values()) for group in made.groups] == [
+        (64, 1e-3), (64, 1e-4), (32, 1e-3), (32, 1e-4)
+    ]  # fmt: skip
+    expected = [score(64, 1e-3, seed) for seed in range(3)]
+    spread = made.groups[0].spread("val/acc")
+    assert spread == (pytest.approx(statistics.mean(expected)), pytest.approx(statistics.stdev(expected)))
+    assert spread.text() == "0.8800 ± 0.0100"
+    assert made.best().folder.name == "11"
+    best = {(axis, value): group.spread("val/acc").mean for axis, value, group in made.per_value()}
+    assert best[("data.resize", "64")] == pytest.approx(best[("data.resize", "32")] + 0.16)
+    assert collect.spread([0.5, None]) == (0.5, None)
+    assert collect.spread([]) is None
+
+
+def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_path: Path) -> None:
+    folder = sweep(seeds=(0,))
+    change(folder / "0", status="running")
+    change(folder / "1", status="failed", reason="data.val_size=400: too large")
+    (folder / "2" / record.RESULT).write_text('{"status": "comp')
+    (folder / "3" / runs.METRICS).write_text("step,epoch,train/loss\n0,0,1.5\n1,1,")  # a row that is being written
+    (folder / "empty").mkdir()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with record.hold(folder / "0", "x"):
+        states = {run.folder.name: run.status for run in runs.find([folder])}
+    assert states == {"0": "running", "1": "failed", "2": "unreadable", "3": "completed"}
+    made = report(folder)
+    assert {run.folder.name: run.reason for run in made.failures()} == {
+        "0": runs.GONE,
+        "1": "data.val_size=400: too large",
+        "2": next(run.reason for run in made.runs if run.folder.name == "2"),
+    }
+    assert made.curves[3] == [{"epoch": 1, "train/loss": 1.5, "step": 0.0}]
+    assert command.main([str(folder), f"output={tmp_path / 'out'}"]) == 0
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != record.LOCK}
+    assert after == {path: content for path, content in before.items() if path.name != record.LOCK}
+
+
+def test_jobs_that_have_not_begun_are_waiting(sweep: Sweep) -> None:
+    folder = sweep(seeds=(0,))
+    jobs = [{"folder": str(n), "config_hash": "", "overrides": []} for n in range(5)]
+    (folder / record.SWEEP).write_text(json.dumps({"jobs": jobs}))
+    assert [run.status for run in runs.find([folder])] == ["completed"] * 4 + ["waiting"]
+
+
+def test_what_is_not_comparable_is_said(sweep: Sweep) -> None:
+    folder = sweep(seeds=(0,))
+    assert report(folder).notes == []
+    change(folder / "1", git={"revision": "0123456789", "dirty": True}, threads=64)
+    revisions, threads = report(folder).notes
+    assert revisions.startswith("revisions of the code differ: ")
+    assert "01234567, changed (1 runs)" in revisions
+    assert threads.startswith("numbers of threads differ: ")
+
+
+def test_the_files_hold_what_the_runs_hold(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep()
+    change(folder / "4", status="failed", reason="out of | memory")
+    assert command.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "12 runs in" in out
+    assert "11 completed, 1 failed" in out
+    assert "out of | memory" in out
+    assert "0.8800 ± 0.0100" in out
+    rows = list(csv.DictReader((folder / "report" / "runs.csv").open()))
+    assert [float(row["val/acc"]) for row in rows] == [run.result["val/acc"] for run in runs.find([folder])]
+    assert {row["data.resize"] for row in rows} == {"32", "64"}
+    assert rows[0]["command"] == "python -m vggexp.train data.resize=32 seed=0"
+    text = (folder / "report" / "report.md").read_text()
+    assert "| 64 | 0.001 | 3 | 0.8800 ± 0.0100 |" in text
+    assert r"out of | memory" in text
+    figures = {path.name for path in (folder / "report" / "figures").iterdir()}
+    assert figures == {f"{n}.{kind}" for n in ("curves", "heatmap", "pareto", "parallel") for kind in ("png", "svg")}
+    assert "val/acc" in (folder / "report" / "figures" / "curves.svg").read_text()
+
+
+def test_two_runs_are_compared(sweep: Sweep, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = sweep(seeds=(0,))
+    change(folder / "3", versions=record.read(folder / "3")["versions"] | {"torch": "3.0"})
+    assert command.main([str(folder / "0"), str(folder / "3"), f"output={tmp_path / 'out'}"]) == 0
+    differences = {row[0]: row[1:] for row in report(folder / "0", folder / "3").differences}
+    assert differences["config.data.resize"] == ("32", "64")
+    assert differences["versions.torch"][1] == "3.0"
+    assert not any(key.startswith("config.trainer") for key in differences)
+    assert "config.optimizer.lr" in capsys.readouterr().out
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.9), (3.0, 0.8), (9.0, 0.9)]
+    assert paper.pareto(points) == [(1.0, 0.5), (3.0, 0.9)]
+
+
+def test_what_a_report_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "empty: holds no run" in refusal(lambda: command.main(["empty"]))
+    assert "none: no such folder" in refusal(lambda: command.main(["none"]))
+    assert "there is no sweep and no run under outputs/" in refusal(lambda: command.main([]))
+    assert "unknown key" in refusal(lambda: command.main(["empty", "folder=x"]))
+
+
+def test_the_command_shows_the_last_sweep(sweep: Sweep, tmp_path: Path) -> None:
+    sweep("outputs/older")
+    folder = sweep("outputs/newer", seeds=(0,))
+    for name, started in (("older", "2026-01-01"), ("newer", "2026-01-02")):
+        content = {"started": started, "jobs": [], "arguments": []}
+        (tmp_path / "outputs" / name / record.SWEEP).write_text(json.dumps(content))
+    done = vggexp("report", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 runs in outputs/newer" in done.stdout
+    assert (folder / "report" / "report.html").exists()
+    assert not (tmp_path / "outputs" / "older" / "report").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+@pytest.fixture
+def page(sweep: Sweep, browser: Browser, tmp_path: Path) -> Page:
+    """The report of twelve runs, one of them failed; what it complains of and asks for is in `said`."""
+    folder = sweep()
+    change(folder / "4", status="failed", reason="<img src=x onerror=alert(1)></script>")
+    command.main([str(folder)])
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.on("request", lambda request: said.append(request.url))
+    page.said = said  # type: ignore[attr-defined]
+    page.goto(f"file://{folder / 'report' / 'report.html'}")
+    page.wait_for_selector("#curves .scatterlayer")
+    return page
+
+
+def column(page: Page, name: str) -> list[str]:
+    """The texts of a column of the table of runs."""
+    names = page.locator("#table thead th").all_inner_texts()
+    n = next(n for n, text in enumerate(names) if text.split(" ▲")[0].split(" ▼")[0] == name)
+    return page.locator(f"#table tbody tr td:nth-child({n + 1})").all_inner_texts()
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(page: Page) -> None:
+    for select in page.locator("select").all():
+        for option in select.locator("option").all():
+            select.select_option(option.get_attribute("value"))
+        select.select_option(index=0)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(300)
+    requests = [text for text in page.said if not text.startswith("data:")]  # type: ignore[attr-defined]
+    assert [text.rpartition("/")[2] for text in requests] == ["report.html"]
+    # and it could not: the browser refuses
+    page.evaluate("fetch('https://example.org/').catch(() => 0)")
+    assert any("Content Security Policy" in text for text in page.said)  # type: ignore[attr-defined]
+
+
+def test_the_table_sorts_by_mouse_and_keyboard(page: Page) -> None:
+    page.get_by_role("button", name="val/acc", exact=True).last.click()
+    shown = [text for text in column(page, "val/acc") if text != "–"]
+    assert shown == sorted(shown, reverse=True)
+    assert page.locator("#table th[aria-sort=descending]").count() == 1
+    button = page.locator("#table").get_by_role("button", name="data.resize", exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+    assert column(page, "data.resize") == ["64"] * 6 + ["32"] * 6
+    page.keyboard.press("Enter")  # the focus has stayed
+    assert column(page, "data.resize") == ["32"] * 6 + ["64"] * 6
+
+
+def test_a_filter_narrows_table_and_charts(page: Page) -> None:
+    assert page.locator("#curves .scatterlayer .trace").count() == 12
+    page.get_by_label("Filter", exact=True).fill("resize=64 lr=0.001")
+    expect(page.locator("#table tbody tr")).to_have_count(3)
+    assert column(page, "optimizer.lr") == ["0.001"] * 3
+    assert page.locator("#curves .scatterlayer .trace").count() == 3
+    assert page.locator("#shown").inner_text() == "3 of 12 runs"
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_label("Status").select_option("failed")
+    expect(page.locator("#table tbody tr")).to_have_count(1)
+    assert "Nothing to show" in page.locator("#heatmap").inner_text()
+    page.get_by_label("Status").select_option("")
+    expect(page.locator("#curves .scatterlayer .trace")).to_have_count(12)
+
+
+def test_hovering_a_curve_names_its_run(page: Page) -> None:
+    point = page.locator("#curves .scatterlayer .trace .point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#curves .hoverlayer .hovertext")
+    text = page.locator("#curves .hoverlayer").text_content() or ""
+    assert "resize=" in text
+    assert "epoch" in text
+
+
+def test_the_charts_show_the_numbers(page: Page) -> None:
+    z = page.evaluate("document.getElementById('heatmap').data[0].z")
+    assert z[1][1] == pytest.approx(0.88)  # resize 64, lr 0.001: the mean over three seeds
+    assert z[1][0] == pytest.approx(statistics.mean([score(32, 1e-3, 0), score(32, 1e-3, 2)]))
+    front = page.evaluate("document.getElementById('pareto').data[0].y")
+    assert front == sorted(front)
+    assert page.evaluate("document.getElementById('parallel').data.length") == 11
+
+
+def test_links_lead_to_the_runs_and_text_is_only_text(page: Page) -> None:
+    link = page.locator("#table tbody a").first.get_attribute("href")
+    assert link == "../0/"
+    assert "<img src=x onerror=alert(1)></script>" in page.locator("#failures").inner_text()
+    assert page.locator("#failures img").count() == 0
+
+
+def test_the_page_fits_a_phone_and_paper(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_timeout(400)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for chart in ("curves", "heatmap", "pareto", "parallel"):
+        box = page.locator(f"#{chart} .main-svg").first.bounding_box()
+        assert box is not None
+        assert box["width"] <= 360
+    page.emulate_media(media="print")
+    assert not page.locator("#filter").is_visible()
+    assert page.locator("#table").is_visible()
