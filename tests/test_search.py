@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from conftest import QUICK, refusal, vggexp
 from test_sweep import ONE_THREAD, results, started, wait_for
-from vggexp import compose, search, sweep
+from vggexp import compose, record, search
+from vggexp.train import _start_sweep
 
 SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")
 SEARCH = ("-m", *QUICK, "search=optuna", "search.n_trials=8", "search.startup_trials=3", "trainer.max_epochs=3", *SPACE)
@@ -92,6 +94,16 @@ def test_more_trials_extend_a_search(whole: tuple[Path, str]) -> None:
     assert len(trials(folder)) == 10
 
 
+def test_a_pruned_run_can_be_trained_to_its_end(whole: tuple[Path, str], tmp_path: Path) -> None:
+    pruned = next(name for name, r in results(whole[0]).items() if r["status"] == "pruned")
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0] / pruned, folder)
+    done = vggexp("train", f"resume={folder}", "allowed_packages=[synthetic]", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    result = record.read(folder)
+    assert (result["status"], result["epochs"]) == ("completed", 3)
+
+
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
     args = [*SEARCH, "hydra.sweep.dir=outputs/study", "search.storage=sqlite:///shared.db", "search.study=both"]
     folder = tmp_path / "outputs" / "study"
@@ -145,7 +157,7 @@ def test_several_trials_at_once(tmp_path: Path) -> None:
 )
 def test_what_a_search_refuses(argument: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert text in refusal(lambda: sweep.start([*SEARCH, argument]))
+    assert text in refusal(lambda: _start_sweep([*SEARCH, argument]))
 
 
 def test_a_search_without_multirun_says_what_is_missing() -> None:

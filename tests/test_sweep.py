@@ -16,6 +16,8 @@ import pytest
 
 from conftest import QUICK, TESTS, refusal, vggexp
 from vggexp import compose, overview, record, runs, sweep
+from vggexp.grid import _labels
+from vggexp.train import _start_sweep
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 SMALL = (*QUICK, "trainer.max_epochs=1")
@@ -215,17 +217,19 @@ def test_what_a_sweep_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "cannot go with sweep=" in refusal(lambda: sweep.option(["sweep=last", "seed=1"]))
     folder = tmp_path / "outputs" / "broken"
     folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text('{"jobs": [{')
+    for text in ('{"jobs": [{', '{"jobs": [{"folder": "../../x", "config_hash": ""}], "arguments": []}'):
+        (folder / "sweep.json").write_text(text)
+        assert "its sweep.json cannot be read" in refusal(lambda: sweep.option(["sweep=outputs/broken"]))
     assert "its sweep.json cannot be read" in refusal(lambda: sweep.option(["sweep=last"]))
     assert "its sweep.json cannot be read" in refusal(
-        lambda: sweep.start([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/broken"])
+        lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/broken"])
     )
-    assert "search=optuna" in refusal(lambda: sweep.start([*SMALL, "optimizer.lr=interval(1,2)"]))
+    assert "search=optuna" in refusal(lambda: _start_sweep([*SMALL, "optimizer.lr=interval(1,2)"]))
     assert "is the name of two jobs" in refusal(
-        lambda: sweep.start([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/a", "hydra.sweep.subdir=a"])
+        lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/a", "hydra.sweep.subdir=a"])
     )
     record.claim(tmp_path / "outputs" / "run", record.RESULT, {}, "")
-    assert "holds a run already" in refusal(lambda: sweep.start([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/run"]))
+    assert "holds a run already" in refusal(lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/run"]))
 
 
 def test_time_left_follows_the_work(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_time_left_follows_the_work(tmp_path: Path) -> None:
 
 def labels(*overrides: Sequence[str]) -> list[str]:
     cfg: Any = None
-    return sweep._labels([sweep.Entry(Path("x"), list(each), cfg) for each in overrides])
+    return _labels([sweep.Entry(Path("x"), list(each), cfg) for each in overrides])
 
 
 def test_jobs_are_named_by_what_sets_them_apart() -> None:

@@ -56,8 +56,8 @@ def run_name() -> str:
     if started := os.environ.get("TORCHELASTIC_RUN_ID"):
         if started == "none":
             raise UserError(
-                "torchrun: its processes need a folder in common; add --standalone, on several machines --rdzv-id=NAME, "
-                "or name it: hydra.run.dir=outputs/NAME"
+                "torchrun: its processes need a folder in common; add --standalone, on several machines "
+                "--rdzv-id=NAME, or name it: hydra.run.dir=outputs/NAME"
             )
         return f"torchrun_{started}"
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:

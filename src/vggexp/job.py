@@ -53,9 +53,9 @@ def of_sweep(raw: DictConfig) -> int:
             if not (folder / record.RESULT).exists():
                 manifest = record.manifest(cfg)
                 record.claim(folder, record.RESULT, manifest, "hydra.sweep.subdir")
-                return train(cfg, folder, manifest)
+                return train(cfg, folder, manifest, of_study=True)
             past = record.load(folder, f"{resume.OPTION}{folder}")
-            return 0 if past["status"] in ("completed", "pruned") else go_on(cfg, folder, past)
+            return 0 if past["status"] in ("completed", "pruned") else go_on(cfg, folder, past, of_study=True)
         except UserError as error:
             return compose.fail(error)
         except Interrupted as stop:
@@ -64,22 +64,27 @@ def of_sweep(raw: DictConfig) -> int:
             return stop.exit_code
 
 
-def go_on(cfg: Config, folder: Path, past: dict[str, Any]) -> int:
+def go_on(cfg: Config, folder: Path, past: dict[str, Any], of_study: bool = False) -> int:
     """Goes on with a run in its folder; returns the exit code.
 
     Args:
         past: its record so far.
+        of_study: see `train`.
     """
     manifest = record.manifest(cfg)
     old, new = dict(past.get("versions") or {}), manifest["versions"]
     if changed := [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]:
         print(f"{folder}: goes on with {', '.join(changed)}: the last bits may differ", file=sys.stderr)
     manifest |= {"started": past.get("started"), "resumed": [*past.get("resumed", []), manifest["started"]]}
-    return train(cfg, folder, manifest, again=True)
+    return train(cfg, folder, manifest, again=True, of_study=of_study)
 
 
-def train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = False) -> int:
+def train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = False, of_study: bool = False) -> int:
     """Trains into a folder; what goes wrong is told and recorded. Returns the exit code.
+
+    Args:
+        again: goes on from what the folder holds.
+        of_study: if the folder says that the run is a trial, its study may prune it.
 
     Raises:
         Interrupted: by a signal.
@@ -102,7 +107,7 @@ def train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = Fal
                 from vggexp.run import run  # torch and Lightning: only now, when nothing is left to refuse
 
                 callbacks = []
-                if (folder / TRIAL).exists():
+                if of_study and (folder / TRIAL).exists():
                     from vggexp.callbacks.pruning import Pruning
 
                     callbacks.append(Pruning(folder / TRIAL))

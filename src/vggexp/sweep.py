@@ -1,6 +1,5 @@
-"""`--multirun`: many configs, each completed exactly once, however often the sweep is stopped and started again."""
+"""What a grid and a search have in common: a folder with a record, jobs that are launched, shown and stopped."""
 
-import hashlib
 import json
 import logging
 import os
@@ -8,17 +7,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from vggexp import compose, job, record, runs, tables, trust
-from vggexp.compose import Job, Session
+from vggexp.compose import Session
 from vggexp.errors import UserError
 from vggexp.overview import Overview, Watched
 from vggexp.schema import Config
@@ -52,7 +50,7 @@ def option(args: list[str]) -> list[str]:
         if not other.startswith(ITS_OWN):
             raise UserError(f"{other}: cannot go with sweep=; the sweep's own arguments are used")
     folder = _named(named.removeprefix(OPTION))
-    content = _read(folder)
+    content = read(folder)
     stored = [arg for arg in content["arguments"] if not arg.startswith(("allowed_packages=", "hydra.sweep.dir="))]
     stored = [arg for arg in stored if not any(_key(arg) == _key(other) for other in others)]
     return [*stored, *others, compose.place("hydra.sweep.dir", folder)]
@@ -91,12 +89,12 @@ def latest() -> Path:
 
 def _started(folder: Path) -> str:
     try:
-        return str(_read(folder).get("started"))
+        return str(read(folder).get("started"))
     except UserError:
         return ""
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
     """A sweep's `sweep.json`.
 
     Raises:
@@ -105,36 +103,13 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((folder / record.SWEEP).read_text(encoding="utf-8"))
         texts = [entry[key] for entry in content["jobs"] for key in ("folder", "config_hash")] + content["arguments"]
-        if not all(isinstance(text, str) for text in texts):
+        leaving = any(Path(entry["folder"]).is_absolute() or ".." in entry["folder"] for entry in content["jobs"])
+        if leaving or not all(isinstance(text, str) for text in texts):
             raise ValueError("it is not what a sweep writes")
     except (OSError, ValueError, KeyError, TypeError) as error:
         place = f"{folder}: its {record.SWEEP} cannot be read"
         raise UserError(f"{place} ({error}); name another hydra.sweep.dir") from error
     return content
-
-
-def start(argv: list[str], again: bool = False) -> int:
-    """Trains every config of a command line that is not done yet; returns the exit code.
-
-    Args:
-        again: only if it asks for what it has asked for before.
-    """
-    args = compose.parse(argv)
-    args.multirun = True
-    with compose.session(args) as hydra:
-        if hydra.search is not None:
-            if find_spec("optuna") is None:
-                raise UserError("search=optuna: Optuna is not installed; pip install 'vggexp[search]'", 1)
-            from vggexp import search
-
-            return search.start(hydra, argv)
-        jobs = list({job.cfg.hash(): job for job in hydra.grid()}.values())
-        for each in jobs:
-            refuse_processes(each.cfg)
-        folder = place(hydra, _identity(each.cfg.hash() for each in jobs))
-        with record.hold(folder, f"hydra.sweep.dir={folder}", record.SWEEP):
-            entries = _plan(folder, jobs, argv, again)
-            return _train(hydra, folder, entries)
 
 
 def place(hydra: Session, identity: str) -> Path:
@@ -158,40 +133,9 @@ def place(hydra: Session, identity: str) -> Path:
 
 def _is(folder: Path, identity: str) -> bool:
     try:
-        return bool(_read(folder).get("identity") == identity)
+        return bool(read(folder).get("identity") == identity)
     except UserError:
         return False
-
-
-def _identity(hashes: Iterable[str]) -> str:
-    """The same for two sweeps over the same configs, in whatever order."""
-    return hashlib.sha256(" ".join(sorted(hashes)).encode()).hexdigest()
-
-
-def _plan(folder: Path, jobs: Sequence[Job], argv: list[str], again: bool) -> list[Entry]:
-    """Gives each config its folder, and keeps those given before; writes `sweep.json`.
-
-    Raises:
-        UserError: two configs would get the same folder, or the sweep that was to go on has other configs by now.
-    """
-    planned = _read(folder)["jobs"] if (folder / record.SWEEP).exists() else []
-    known = {entry["config_hash"]: entry["folder"] for entry in planned}
-    if again and not {each.cfg.hash() for each in jobs} <= set(known):
-        raise UserError(
-            f"{OPTION}{folder}: its arguments now make other configs, for the project's have changed; "
-            "start a new sweep with the same command"
-        )
-    entries = []
-    for each in jobs:
-        name = known.get(each.cfg.hash())
-        if name is None:
-            name = each.subdir(len(planned))
-            if name in [entry["folder"] for entry in planned]:
-                raise UserError(f"hydra.sweep.subdir={name}: is the name of two jobs; leave it to be their number")
-            planned.append({"folder": name, "config_hash": each.cfg.hash(), "overrides": each.overrides})
-        entries.append(Entry(folder / name, each.overrides, each.cfg))
-    write(folder, argv, planned, _identity(entry["config_hash"] for entry in planned))
-    return entries
 
 
 def write(folder: Path, argv: list[str], jobs: list[dict[str, Any]], identity: str) -> None:
@@ -213,21 +157,6 @@ def write(folder: Path, argv: list[str], jobs: list[dict[str, Any]], identity: s
         record.replace(folder / record.SWEEP, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"hydra.sweep.dir={folder}: {error.strerror}; name a folder that can be written", 1) from error
-
-
-def _train(hydra: Session, folder: Path, entries: Sequence[Entry]) -> int:
-    states = {entry.folder: runs.read(entry.folder).status for entry in entries}
-    todo = [entry for entry in entries if states[entry.folder] not in ("completed", "running")]
-    done = sum(status == "completed" for status in states.values())
-    text = f"{len(entries)} jobs in {tables.short(folder)}: {done} done, {len(todo)} to do"
-    tables.console().print(text, soft_wrap=True)
-    watched = {e.folder: Watched(label, e.cfg) for e, label in zip(entries, _labels(entries), strict=True)}
-    with concluded(folder), conducted(watched, folder):
-        if todo:
-            launch(hydra, folder, todo)
-        while any(runs.read(entry.folder).status == "running" for entry in entries):
-            time.sleep(1)  # in another process, which an earlier start has left
-    return int(any(runs.read(entry.folder).status != "completed" for entry in entries))
 
 
 def launch(hydra: Session, folder: Path, entries: Sequence[Entry]) -> None:
@@ -309,12 +238,6 @@ def _stop_jobs(folders: Sequence[Path]) -> None:
         if not here or time.monotonic() > end:
             return
         time.sleep(0.1)
-
-
-def _labels(entries: Sequence[Entry]) -> list[str]:
-    """The arguments in which jobs differ."""
-    common = set.intersection(*(set(entry.overrides) for entry in entries)) if len(entries) > 1 else set()
-    return [" ".join(o for o in entry.overrides if o not in common) for entry in entries]
 
 
 def refuse_processes(cfg: Config) -> None:

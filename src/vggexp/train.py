@@ -8,11 +8,12 @@ python -m vggexp.train sweep=SWEEP_FOLDER      goes on with a sweep; sweep=last:
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
 
-from vggexp import compose, job, record, resume, sweep
+from vggexp import compose, grid, job, record, resume, sweep
 from vggexp.errors import UserError
 from vggexp.signals import Interrupted
 
@@ -24,12 +25,12 @@ def main() -> int:
         if run is not None:
             return _resume(run, rest)
         if any(arg.startswith(sweep.OPTION) for arg in rest):
-            return sweep.start(sweep.option(rest), again=True)
+            return _start_sweep(sweep.option(rest), again=True)
         args = compose.parse(rest)
         if args.help or args.hydra_help or args.info or args.shell_completion:
             return _hydra()
         if args.multirun and not args.cfg:
-            return sweep.start(rest)
+            return _start_sweep(rest)
         return _start(args)
     except UserError as error:
         return compose.fail(error)
@@ -46,6 +47,20 @@ def _start(args: argparse.Namespace) -> int:
     if not args.cfg and not job.is_worker():
         record.claim(folder, record.RESULT, record.manifest(cfg), "hydra.run.dir")
     return _hydra()
+
+
+def _start_sweep(argv: list[str], again: bool = False) -> int:
+    """Starts many runs, or goes on with them."""
+    args = compose.parse(argv)
+    args.multirun = True
+    with compose.session(args) as session:
+        if session.search is None:
+            return grid.start(session, argv, again)
+        if find_spec("optuna") is None:
+            raise UserError("search=optuna: Optuna is not installed; pip install 'vggexp[search]'", 1)
+        from vggexp import search
+
+        return search.start(session, argv)
 
 
 def _hydra() -> int:

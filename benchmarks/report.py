@@ -1,0 +1,40 @@
+"""python -m benchmarks.report      how long the report of 1,000 runs takes, reading, drawing and writing"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+
+from vggexp import compose, record, runs
+
+EPOCHS = 10
+
+
+def main() -> None:
+    (cfg,), _ = compose.configs(compose.parse(["trainer=cpu"]))
+    manifest = record.manifest(cfg)
+    with tempfile.TemporaryDirectory() as root:
+        for n, (resize, lr, seed) in enumerate(product(range(32, 132, 10), range(1, 11), range(10))):
+            folder = Path(root) / str(n)
+            (folder / ".hydra").mkdir(parents=True)
+            content = json.loads(json.dumps(manifest))
+            content["config"]["data"]["resize"], content["config"]["optimizer"]["lr"] = resize, lr / 1e4
+            content["config"]["seed"] = seed
+            score = 0.8 + resize / 1e3 + lr / 1e3 + seed / 1e4
+            content |= {"status": "completed", "val/acc": score, "test/acc": score - 0.01, "seconds": resize * 2.0}
+            record.write(folder, content)
+            rows = [f"{e},{e},{2 - e / 10},{0.5 + e / 30}\n" for e in range(EPOCHS)]
+            (folder / runs.METRICS).write_text("".join(["step,epoch,train/loss,val/acc\n", *rows]))
+            (folder / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n")
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "vggexp.report", root], check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        size = (Path(root) / "report" / "report.html").stat().st_size
+    print(f"1,000 runs of {EPOCHS} epochs: {seconds:.1f} s, a page of {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
