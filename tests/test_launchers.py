@@ -220,6 +220,19 @@ def test_slurm_trains_one_run_on_two_processes(two_processes: dict[str, object],
     same_as(two_processes, tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable)
 
 
+def test_processes_that_are_started_again_go_on(tmp_path: Path) -> None:
+    args = [*QUICK, "hydra.run.dir=outputs/run"]
+    with started(tmp_path, *args, "trainer.max_epochs=3000") as process:
+        while not (tmp_path / "outputs" / "run" / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.1)
+        process.kill()
+    stopped = vggexp("train", *args, "trainer.max_epochs=3000", cwd=tmp_path)
+    assert "holds a run already" in stopped.stderr
+    with started(tmp_path, *args, "trainer.max_epochs=3000", TORCHELASTIC_RESTART_COUNT="1") as process:
+        (run,) = wait_for(tmp_path / "outputs", "running")
+        assert len(run.result["resumed"]) == 1
+
+
 def test_processes_without_a_folder_in_common_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     compose.run_name.cache_clear()

@@ -34,9 +34,9 @@ def scores(folder: Path) -> dict[str, list[float]]:
 
 
 @contextmanager
-def started(cwd: Path, *args: str, threads: str | None = "1") -> Iterator[subprocess.Popen[str]]:
+def started(cwd: Path, *args: str, threads: str | None = "1", **more: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m vggexp.train ARGS`, for as long as it is looked at."""
-    env = os.environ | {"PYTHONPATH": str(TESTS)} | ({"OMP_NUM_THREADS": threads} if threads else {})
+    env = os.environ | {"PYTHONPATH": str(TESTS)} | ({"OMP_NUM_THREADS": threads} if threads else {}) | more
     process = subprocess.Popen(
         [sys.executable, "-m", "vggexp.train", *args],
         cwd=cwd,

@@ -43,7 +43,7 @@ def _start(args: argparse.Namespace) -> int:
     (cfg, *_), settings = compose.configs(args)
     folder = Path(settings.run.dir)
     if job.is_started_again() and (folder / record.RESULT).exists() and not args.cfg:
-        return _resume(str(folder), [])
+        return job.go_on(cfg, folder, record.load(folder, f"hydra.run.dir={folder}"))
     if not args.cfg and not job.is_worker():
         record.claim(folder, record.RESULT, record.manifest(cfg), "hydra.run.dir")
     return _hydra()
