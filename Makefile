@@ -39,7 +39,7 @@ report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."
 	$(BIN)/python -m vggexp.report $(ARGS)
 
 tensorboard: $(READY) ## look at all runs under outputs/ on localhost
-	$(BIN)/tensorboard --logdir outputs --host localhost $(ARGS)
+	$(BIN)/python -m vggexp.tensorboard $(ARGS)
 
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)

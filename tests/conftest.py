@@ -25,6 +25,7 @@ TINY = (
     "allowed_packages=[synthetic]",
     "model.ratio=16",
     "trainer.precision=32-true",
+    "inspect=off",
 )
 """Command-line arguments that train a tiny network on the synthetic set."""
 QUICK = (*TINY, "optimizer.lr=0.002", "trainer.accelerator=cpu", "trainer.max_epochs=2", "model.init=kaiming")

@@ -20,7 +20,7 @@ CHOICES = [
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_is_valid(choice: str) -> None:
-    configure(choice)
+    configure(choice, *(["--multirun"] if choice.startswith("search=") else []))
 
 
 def test_groups_are_those_promised() -> None:

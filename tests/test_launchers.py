@@ -136,6 +136,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
                 raise AssertionError((folder / "daemons.log").read_text())
             yield
         finally:
+            subprocess.run(["scancel", "--user", user], capture_output=True)
+            for _ in range(30):
+                if not subprocess.run(["squeue", "-h"], capture_output=True).stdout:
+                    break
+                time.sleep(0.5)
             for process in reversed(running):
                 process.terminate()
                 process.wait()

@@ -227,7 +227,7 @@ def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     assert torch.__version__.startswith(result["versions"]["torch"])
     assert result.keys() >= SCORES | {"config", "git", "hardware", "started", "command"}
     assert f"{result['test/acc']:.4f}" in done.stdout
-    assert f"tensorboard --logdir outputs/{folder.name}" in done.stdout
+    assert f"python -m vggexp.tensorboard outputs/{folder.name}" in done.stdout
 
     again = vggexp("train", *QUICK, f"hydra.run.dir={folder}", cwd=tmp_path)
     assert again.returncode == 2

@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "train": "train a network, or with --multirun every combination, or search",
     "report": "put the runs of a sweep side by side: tables, a page for the browser, figures",
+    "tensorboard": "open TensorBoard for runs and sweeps, by what sets them apart",
     "summary": "price networks: shapes, parameters, multiply-accumulates, memory, time",
     "evaluate": "score a finished network on the test set, with tables and pictures",
     "predict": "name what pictures show",
@@ -23,7 +24,7 @@ def main() -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: vggexp NAME [ARGS]; vggexp NAME --help says more\n")
         for name, text in COMMANDS.items():
-            print(f"  {name:10} {text}")
+            print(f"  {name:11} {text}")
         return 0
     if arguments[0] not in COMMANDS:
         print(f"vggexp: {arguments[0]}: no such command; it is one of {', '.join(COMMANDS)}", file=sys.stderr)

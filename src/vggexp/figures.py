@@ -1,14 +1,25 @@
 """Pictures of results, as PNG files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 
-def confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
+def pixels(draw: Callable[..., None], *args: Any) -> NDArray[np.uint8]:
+    """What one of the functions below would write into a file, as (H, W, 3)."""
+    file = BytesIO()
+    draw(*args, file)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def confusion(counts: Tensor, classes: Sequence[str], path: Path | BytesIO) -> None:
     """(K, K) counts, a row for each true class and a column for each predicted one."""
     table = counts.numpy()
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -26,7 +37,7 @@ def confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path) -> None:
+def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | BytesIO) -> None:
     """(N, H, W) uint8 images with a caption above each, eight in a row."""
     columns, rows = 8, max(1, -(-len(images) // 8))
     figure = Figure(figsize=(1.7 * columns, 2.05 * rows + 0.4), layout="constrained")

@@ -90,8 +90,8 @@ class Classifier(L.LightningModule):
             step["loss"] = step["loss"] * (share / self.trainer.strategy.reduce(share.clone(), reduce_op="mean"))
         return step
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, self.validates)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return self._step(batch, self.validates)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self._step(batch, "test")

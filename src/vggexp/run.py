@@ -13,12 +13,11 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from torch.utils.tensorboard.summary import hparams
 
-from vggexp import checkpoint, memory, precision, record, store, weights
+from vggexp import checkpoint, inspection, loggers, memory, precision, record, store, weights
 from vggexp import resume as resuming
 from vggexp.build import datamodule
 from vggexp.callbacks.history import SCORES, History
@@ -28,6 +27,7 @@ from vggexp.callbacks.saver import Saver
 from vggexp.callbacks.throughput import Throughput
 from vggexp.csvlog import CSVLogger
 from vggexp.errors import UserError
+from vggexp.inspection.profile import Profile
 from vggexp.module import Classifier
 from vggexp.schema import Config
 from vggexp.signals import Signals
@@ -88,9 +88,9 @@ def run(
         callbacks.append(ProgressBar(console))
     if cfg.trainer.early_stopping.patience is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", **cfg.trainer.early_stopping.model_dump()))
-    purge: Any = {"purge_step": first_step} if resume else {}
-    tensorboard = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
-    trainer = make_trainer(exact, folder, callbacks, [tensorboard, CSVLogger(folder, first_step)])
+    logger = loggers.make(cfg, folder, first_step if resume else None)
+    callbacks += inspection.callbacks(cfg, folder, logger)
+    trainer = make_trainer(exact, folder, callbacks, [*filter(None, [logger]), CSVLogger(folder, first_step)])
     compile_in_place(module.net, exact, trainer.strategy.root_device)
 
     trainer.fit(module, data, ckpt_path=came_from and str(came_from), weights_only=True)
@@ -113,7 +113,7 @@ def run(
         "threads": torch.get_num_threads(),
     }
     if trainer.is_global_zero:
-        _log_hparams(tensorboard, cfg, result)
+        loggers.conclude(logger, cfg, result)
     return result
 
 
@@ -124,6 +124,9 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
         UserError: this machine cannot do what they ask.
     """
     options = cfg.trainer.model_dump(exclude={"compile", "early_stopping", "enable_progress_bar", "max_steps"})
+    if options["profiler"] == "pytorch":
+        options["profiler"] = None  # Lightning's would watch each layer, and so take away a CPU's way to run them
+        callbacks = [*callbacks, Profile(folder / "profile")]
     if options["strategy"] == "ddp":
         # else the first step's sums would be taken in another order, and a resumed run would round differently
         options["strategy"] = "ddp_find_unused_parameters_true"
@@ -179,23 +182,13 @@ def _came_from(path: Path | None, cfg: Config) -> tuple[int, str | None]:
     content = checkpoint.read(path, "resume")
     try:
         saved, first_step = content["hyper_parameters"]["config"], content["first_step"]
-        resuming.same(cfg.model_dump(by_alias=True), saved)
+        now, then = record.leaves(cfg.model_dump(by_alias=True)), record.leaves(saved)
+        resuming.same({key: value for key, value in now.items() if key in then}, then)  # keys may have come since
     except (KeyError, TypeError) as error:
         raise UserError(f"resume={path}: is no checkpoint that a run can go on from") from error
     except UserError as error:
         raise UserError(f"resume={path}: is of another run: {error}") from None
     return int(first_step), content.get("precision")
-
-
-def _log_hparams(logger: TensorBoardLogger, cfg: Config, result: dict[str, Any]) -> None:
-    """A row in TensorBoard's hparams table; its metrics are the scalars that the run has logged under these names."""
-    leaves = record.leaves(cfg.model_dump(by_alias=True))
-    flat = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves.items()}
-    metrics = {name: 0.0 for name in (*SCORES, "images_per_second") if name in result}
-    for summary in hparams(flat, metrics):  # type: ignore[no-untyped-call]
-        writer = logger.experiment._get_file_writer()
-        writer.add_summary(summary)
-    logger.experiment.flush()
 
 
 def quiet() -> None:

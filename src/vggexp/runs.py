@@ -81,6 +81,11 @@ def planned(sweep: Path) -> list[str]:
         return []
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether its folders are the runs of a sweep."""
+    return (folder / record.SWEEP).exists()
+
+
 def _order(folder: Path) -> tuple[Any, ...]:
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in folder.parts)
 

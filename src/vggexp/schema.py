@@ -201,6 +201,28 @@ SCHEMAS: dict[str, type[Component]] = {
 }
 
 
+class Inspect(Section):
+    """What a run shows beside its curves, and how often; nothing, of a run from before there was any of it."""
+
+    times: int = Field(ge=1, default=1)
+    gauges: bool = False
+    pictures: bool = False
+    gradcam: bool = False
+    distributions: bool = False
+    predictions: bool = False
+    description: bool = False
+    projector: bool = False
+
+
+class Logger(Section):
+    """Where numbers and pictures go, beside `metrics.csv`."""
+
+    name: Literal["tensorboard", "csv", "mlflow", "wandb"] = "tensorboard"
+    project: str | None = None
+    uri: str | None = None
+    mode: Literal["offline", "online"] | None = None
+
+
 class Search(Section):
     """How `search=optuna` looks for a config; no part of the config itself."""
 
@@ -226,6 +248,8 @@ class Config(Section):
     scheduler: SerializeAsAny[Scheduler]
     trainer: Trainer
     checkpoint: Checkpoint
+    logger: Logger = Logger()
+    inspect: Inspect = Inspect()
 
     @field_validator("model", "data", "optimizer", "scheduler", mode="wrap")
     @classmethod

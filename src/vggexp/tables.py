@@ -68,7 +68,7 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
     for name, value in rows.items():
         table.add_row(name, value, style="bold" if name == "test accuracy" else "")
     console().print(table)
-    console().print(f"look inside    tensorboard --logdir {short(folder)}", soft_wrap=True)
+    console().print(f"look inside    python -m vggexp.tensorboard {short(folder)}", soft_wrap=True)
 
 
 def show_sweep(folder: Path) -> None:

@@ -61,7 +61,8 @@ def _leading(layers: list[nn.Module]) -> tuple[nn.Conv2d | None, nn.MaxPool2d | 
 def _may_split(maps: Tensor, layers: list[nn.Module]) -> bool:
     """Whether this is a CPU, nobody watches the layers, and nobody writes down what they do for any batch size."""
     hooks = [(x._forward_hooks, x._forward_pre_hooks, x._backward_hooks, x._backward_pre_hooks) for x in layers]
-    return maps.device.type == "cpu" and not any(map(any, hooks)) and not torch.compiler.is_compiling()
+    written = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+    return maps.device.type == "cpu" and not any(map(any, hooks)) and not written
 
 
 def _images(maps: Tensor, conv: nn.Conv2d) -> int:

@@ -1,0 +1,120 @@
+"""Where an inspection is shown: each logger shows what it can."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+Picture = NDArray[np.uint8]
+"""(H, W, 3)."""
+
+
+class Board:
+    """Shows nothing: the base of those that do."""
+
+    def picture(self, tag: str, picture: Picture, step: int) -> None:
+        """One image under a tag, at a step."""
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """The distribution of values of any shape."""
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Once for the run."""
+
+    def pr_curve(self, tag: str, labels: Tensor, probabilities: Tensor, step: int) -> None:
+        """(N,) whether an image belongs to a class, (N,) the probability that it was given."""
+
+    def graph(self, net: nn.Module, images: Tensor) -> None:
+        """The network, as it treats (N, C, H, W) images."""
+
+    def projector(self, tag: str, features: Tensor, labels: Sequence[str], images: Tensor, step: int) -> None:
+        """(N, F) features with a label and an image, (N, H, W) uint8, each."""
+
+    def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Which scalars share a chart: by section and title."""
+
+
+class TensorBoard(Board):
+    """Shows all of it."""
+
+    def __init__(self, logger: TensorBoardLogger) -> None:
+        self.logger = logger
+
+    @property
+    def _writer(self) -> Any:
+        return self.logger.experiment
+
+    def picture(self, tag: str, picture: Picture, step: int) -> None:
+        self._writer.add_image(tag, picture, step, dataformats="HWC")
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self._writer.add_histogram(tag, values, step, bins=60)
+
+    def text(self, tag: str, markdown: str) -> None:
+        self._writer.add_text(tag, markdown, 0)
+
+    def pr_curve(self, tag: str, labels: Tensor, probabilities: Tensor, step: int) -> None:
+        self._writer.add_pr_curve(tag, labels, probabilities, step)
+
+    def graph(self, net: nn.Module, images: Tensor) -> None:
+        self._writer.add_graph(net, images)
+
+    def projector(self, tag: str, features: Tensor, labels: Sequence[str], images: Tensor, step: int) -> None:
+        thumbnails = 1 - images.unsqueeze(1).float().expand(-1, 3, -1, -1) / 255  # dark on light, as the page
+        self._writer.add_embedding(features, list(labels), thumbnails, step, tag)
+
+    def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        charts = {
+            section: {title: ["Multiline", list(tags)] for title, tags in titles.items()}
+            for section, titles in layout.items()
+        }
+        self._writer.add_custom_scalars(charts)
+
+
+class MLflow(Board):
+    """Keeps pictures and texts as a run's artifacts."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def picture(self, tag: str, picture: Picture, step: int) -> None:
+        self.logger.experiment.log_image(self.logger.run_id, Image.fromarray(picture), f"{tag}/{step:06}.png")
+
+    def text(self, tag: str, markdown: str) -> None:
+        self.logger.experiment.log_text(self.logger.run_id, markdown, f"{tag}.md")
+
+
+class WandB(Board):
+    """Shows pictures, histograms and texts."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def picture(self, tag: str, picture: Picture, step: int) -> None:
+        self.logger.log_image(tag, [Image.fromarray(picture)], step=None)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        import wandb
+
+        counts, edges = np.histogram(values.numpy(), bins=60)
+        self.logger.experiment.log({tag: wandb.Histogram(np_histogram=(counts, edges))}, commit=False)
+
+    def text(self, tag: str, markdown: str) -> None:
+        self.logger.log_text(tag, columns=["text"], data=[[markdown]])
+
+
+def board(logger: Logger) -> Board:
+    """What can be shown by a logger."""
+    if isinstance(logger, TensorBoardLogger):
+        return TensorBoard(logger)
+    return {"MLFlowLogger": MLflow, "WandbLogger": WandB}[type(logger).__name__](logger)
+
+
+def name(text: str) -> str:
+    """A part of a tag, of the characters that tags may have."""
+    return re.sub(r"[^\w.-]+", "_", text)

@@ -1,0 +1,48 @@
+"""What the run is: its network as a graph, its config, its layers, its manifest."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+
+from vggexp import record
+from vggexp.inspection.board import Board
+from vggexp.inspection.inspection import Inspection, examples, images, watched
+from vggexp.price import price
+from vggexp.schema import Config
+
+
+class Description(Inspection):
+    """The graph, and the texts `config`, `layers` and `manifest`; once, as the run begins."""
+
+    def __init__(self, board: Board, cfg: Config, folder: Path) -> None:
+        super().__init__(board)
+        self.cfg, self.folder = cfg, folder
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero or trainer.global_step:
+            return
+        config = self.cfg.model_dump(by_alias=True)
+        self.board.text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```")
+        self.board.text("run/layers", _layers(self.cfg))
+        if (self.folder / record.RESULT).exists():
+            manifest = {key: value for key, value in record.read(self.folder).items() if key != "config"}
+            self.board.text("run/manifest", f"```json\n{json.dumps(manifest, indent=2)}\n```")
+        net, data = pl_module.net, pl_module.trainer.datamodule
+        batch = trainer.precision_plugin.convert_input(images(trainer, data, examples(data, 1)))
+        with watched(trainer, net, {}), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's tracer warns of itself
+            self.board.graph(net, batch)
+
+
+def _layers(cfg: Config) -> str:
+    """A Markdown table."""
+    rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
+    for layer in price(cfg).layers:
+        shape = "×".join(map(str, layer.shape[1:]))
+        rows.append(f"| {layer.name} | {layer.kind} | {shape} | {layer.parameters:,} | {layer.macs:,} |")
+    return "\n".join(rows)

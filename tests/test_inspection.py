@@ -1,0 +1,248 @@
+"""What a run shows: everything asked for is there, true to the run, at its pace, and changes no number."""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+from torch import nn
+from torch.nn import functional as F
+
+from conftest import QUICK, TINY, Run, configure, vggexp
+from test_sweep import started
+from vggexp import checkpoint, record
+from vggexp.build import datamodule
+from vggexp.inspection import distributions, inspection, pictures, projection
+from vggexp.module import Classifier
+
+SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+ALL = ("inspect=default", "trainer.log_every_n_steps=2")
+Train = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def shown(train: Train) -> Run:
+    """A run of five epochs that shows all it can, at three of them."""
+    return train(*ALL, "trainer.max_epochs=5", "inspect.times=3")
+
+
+def events(folder: Path) -> EventAccumulator:
+    """As TensorBoard reads a run."""
+    read = EventAccumulator(str(folder), size_guidance=dict.fromkeys(("scalars", "images", "tensors", "histograms"), 0))
+    read.Reload()
+    return read
+
+
+def test_showing_changes_no_number(train: Train) -> None:
+    loud, quiet = train(*ALL), train("inspect=off")
+    assert [loud.result[name] for name in SCORES] == [quiet.result[name] for name in SCORES]
+    one, other = (checkpoint.read(run.folder / "checkpoints" / "last.ckpt", "")["state_dict"] for run in (loud, quiet))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_everything_asked_for_is_there(shown: Run) -> None:
+    tags = events(shown.folder).Tags()
+    classes = [f"bar_{n}" for n in range(10)]
+    assert set(tags["scalars"]) >= {
+        *SCORES, "lr", "images_per_second", "grad_norm", "memory_gib", "dead_relu/features.0.2",
+        *(f"{stage}_class_acc/{name}" for stage in ("val", "test") for name in classes),
+    }  # fmt: skip
+    blocks = {f"maps/block_{n}" for n in range(1, 6)}
+    pages = {"inputs/first_batch", "filters/first_layer", "where_it_looks/gradcam", "confusion/val", "confusion/test"}
+    assert set(tags["images"]) == blocks | pages | {"mistakes/test"}
+    assert {"weights/features.0.0", "gradients/classifier.7"} <= set(tags["histograms"])
+    texts = {f"run/{name}/text_summary" for name in ("config", "layers")}
+    assert texts | {f"pr/{name}" for name in classes} <= set(tags["tensors"])
+    assert tags["graph"]
+    assert "custom_scalars__config__" in tags["tensors"]
+
+
+def test_pictures_keep_their_pace_and_scalars_do_not(shown: Run) -> None:
+    read = events(shown.folder)
+    steps = [event.step for event in read.Images("filters/first_layer")]
+    assert steps == [4, 14, 24]  # epochs 1, 3 and 5 of five batches each
+    assert [event.step for event in read.Scalars("val_class_acc/bar_0")] == [4, 9, 14, 19, 24]
+    assert [event.step for event in read.Images("inputs/first_batch")] == [0]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "times", "due"), [(5, 5, [1, 2, 3, 4, 5]), (10, 3, [2, 6, 10]), (1, 9, [1]), (7, 1, [7])]
+)
+def test_the_last_epoch_is_always_shown(epochs: int, times: int, due: list[int]) -> None:
+    class Trainer:
+        max_epochs, is_global_zero, should_stop = epochs, True, False
+        current_epoch = 0
+
+    trainer: Any = Trainer()
+    found = []
+    for epoch in range(epochs):
+        trainer.current_epoch = epoch
+        if inspection.Inspection(None, times).is_due(trainer):  # type: ignore[arg-type]
+            found.append(epoch + 1)
+    assert found == due
+
+
+def test_tensorboard_and_metrics_csv_agree_value_by_value(shown: Run) -> None:
+    read = events(shown.folder)
+    rows = list(csv.DictReader((shown.folder / "metrics.csv").open()))
+    found = {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    found.pop("epoch")
+    names = [name for name in rows[0] if name not in ("step", "epoch")]
+    assert set(names) == set(found)
+    for name in names:
+        logged = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        assert [step for step, _ in logged] == [step for step, _ in found[name]], name
+        assert [value for _, value in found[name]] == pytest.approx([value for _, value in logged], rel=1e-6), name
+
+
+def test_hparams_have_the_real_results(shown: Run) -> None:
+    read = events(shown.folder)
+    content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert session.hparams["data.resize"].number_value == 32
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(
+        read.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    ).experiment
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    assert set(metrics) == {*SCORES, "images_per_second"}
+    assert all(read.Scalars(tag) for tag in metrics)
+    assert "hp_metric" not in read.Tags()["scalars"]
+
+
+def test_texts_say_what_the_run_is(shown: Run) -> None:
+    read = events(shown.folder)
+    config = read.Tensors("run/config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "ratio: 16" in config
+    layers = read.Tensors("run/layers/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| features.0.0 | Conv2d | 4×32×32 | 40 |" in layers
+
+
+def test_a_stopped_and_resumed_run_shows_each_step_once(shown: Run, tmp_path: Path) -> None:
+    args = [*QUICK, *ALL, "trainer.max_epochs=5", "inspect.times=3", "checkpoint.every_n_seconds=0.1"]
+    folder = tmp_path / "outputs" / "run"
+    with started(tmp_path, *args, "hydra.run.dir=outputs/run") as process:
+        while not (folder / "checkpoints" / "previous.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    assert len(list(csv.DictReader((folder / "metrics.csv").open()))) < 40  # it had not ended
+    done = vggexp("train", "resume=outputs/run", "allowed_packages=[synthetic]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    resumed, whole = events(folder), events(shown.folder)
+    for kind, read in (("scalars", "Scalars"), ("images", "Images"), ("histograms", "Histograms")):
+        assert set(resumed.Tags()[kind]) == set(whole.Tags()[kind])
+        for tag in whole.Tags()[kind]:
+            steps = [[event.step for event in getattr(each, read)(tag)] for each in (resumed, whole)]
+            assert steps[0] == steps[1], tag
+
+
+# ---------------------------------------------------------------------------------------------------- what they compute
+
+
+def test_the_gradients_norm_is_the_norm_of_the_gradient(train: Train) -> None:
+    args = (*ALL, "trainer.max_epochs=1", "model.dropout=0.0", "trainer.limit_train_batches=1")
+    run, cfg = train(*args), configure(*QUICK, *args)
+    L.seed_everything(cfg.seed, verbose=False)
+    data = datamodule(cfg)
+    data.setup()
+    net = Classifier(cfg.model_dump(by_alias=True), data.classes).net
+    images, labels = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    F.cross_entropy(net(images), labels).backward()
+    norm = math.sqrt(sum(float(p.grad.double().pow(2).sum()) for p in net.parameters() if p.grad is not None))
+    assert events(run.folder).Scalars("grad_norm")[0].value == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_dead_relu_is_counted_and_a_live_one_is_not() -> None:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():
+        net[0].bias.copy_(torch.tensor([-100.0, 1.0, 1.0, -100.0]))
+    with inspection.watched(trainer, net, inspection.of_kind(net, nn.ReLU)) as outputs:
+        inspection.call(trainer, net, torch.rand(5, 1, 4, 4))
+    silent = distributions.silent(outputs["1"])
+    assert silent.tolist() == [True, False, False, True]
+    assert net.training
+    assert not net[1]._forward_hooks
+
+
+def test_examples_are_the_same_and_of_all_classes(trained: Run) -> None:
+    data = datamodule(trained.cfg)
+    data.setup()
+    indices = inspection.examples(data, 20)
+    labels = data.sets["test"].tensors[1][indices]
+    assert labels.tolist() == [*range(10), *range(10)]
+    assert torch.equal(indices, inspection.examples(data, 20))
+
+
+def test_principal_components_keep_the_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(30, 8, generator=generator) @ torch.randn(8, 200, generator=generator) + 3
+    projected = projection.principal(features)
+    assert projected.shape == (30, 30)
+    assert torch.allclose(torch.pdist(projected), torch.pdist(features), rtol=1e-3)
+
+
+def test_signed_values_are_blue_white_and_red() -> None:
+    picture = pictures.signed(torch.tensor([[-1.0, 0.0, 1.0]]), 3)
+    assert picture[1].tolist() == [[0, 0, 255], [255, 255, 255], [255, 0, 0]]
+
+
+def test_a_grid_puts_pictures_row_after_row() -> None:
+    tiles = [np.full((2, 2, 3), shade, np.uint8) for shade in (10, 20, 30)]
+    sheet = pictures.grid(tiles, 2, gap=1)
+    assert sheet.shape == (5, 5, 3)
+    assert (sheet[0, 0, 0], sheet[0, 3, 0], sheet[3, 0, 0], sheet[2, 2, 0]) == (10, 20, 30, 128)
+
+
+# -------------------------------------------------------------------------------------------------------- other loggers
+
+
+def test_csv_alone_leaves_no_events(train: Train) -> None:
+    run = train("logger=csv", *ALL)
+    assert not list(run.folder.glob("events*"))
+    assert "grad_norm" in (run.folder / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_mlflow_has_numbers_pictures_and_the_same_run_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*QUICK, *ALL, "logger=mlflow", "hydra.run.dir=outputs/run"]
+    assert (done := vggexp("train", *args, cwd=tmp_path)).returncode == 0, done.stderr
+    resume = ["resume=outputs/run", "trainer.max_epochs=3", "allowed_packages=[synthetic]"]
+    assert (done := vggexp("train", *resume, cwd=tmp_path)).returncode == 0, done.stderr
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "vggexp"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    result = record.read(tmp_path / "outputs" / "run")
+    assert run.data.metrics["final/test/acc"] == pytest.approx(result["test/acc"])
+    assert run.data.params["data.resize"] == "32"
+    assert len(client.get_metric_history(run.info.run_id, "val/acc")) == 3
+    assert list((tmp_path / "outputs" / "mlflow").rglob("filters/first_layer/*.png"))
+
+
+def test_wandb_logs_offline(tmp_path: Path) -> None:
+    done = vggexp("train", *QUICK, *ALL, "logger=wandb", "hydra.run.dir=outputs/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "outputs" / "run" / "wandb").rglob("*.wandb")
+    assert log.stat().st_size > 10_000
+    assert list((tmp_path / "outputs" / "run" / "wandb").rglob("*.png"))
+
+
+def test_profile_leaves_a_trace_and_prints_the_top(tmp_path: Path) -> None:
+    args = [*TINY, "debug=profile", "trainer.accelerator=cpu", "hydra.run.dir=outputs/run"]
+    done = vggexp("train", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "convolution" in done.stdout
+    trace = json.loads((tmp_path / "outputs" / "run" / "profile" / "trace.json").read_text())
+    assert any("convolution" in event["name"] for event in trace["traceEvents"])
