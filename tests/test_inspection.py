@@ -57,8 +57,8 @@ def test_everything_asked_for_is_there(shown: Run) -> None:
         *(f"{stage}_class_acc/{name}" for stage in ("val", "test") for name in classes),
     }  # fmt: skip
     blocks = {f"maps/block_{n}" for n in range(1, 6)}
-    pages = {"inputs/first_batch", "filters/first_layer", "where_it_looks/gradcam", "confusion/val", "confusion/test"}
-    assert set(tags["images"]) == blocks | pages | {"mistakes/test"}
+    pages = {"inputs/first_batch", "filters/first_layer", "where_it_looks/predicted_class"}
+    assert set(tags["images"]) == blocks | pages | {"confusion/val", "confusion/test", "mistakes/test"}
     assert {"weights/features.0.0", "gradients/classifier.7"} <= set(tags["histograms"])
     texts = {f"run/{name}/text_summary" for name in ("config", "layers")}
     assert texts | {f"pr/{name}" for name in classes} <= set(tags["tensors"])

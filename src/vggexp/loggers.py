@@ -9,12 +9,21 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from torch.utils.tensorboard.summary import hparams
 
 from vggexp import record, trust
-from vggexp.callbacks.history import SCORES
 from vggexp.errors import UserError
 from vggexp.schema import Config
 
 RUN_ID = "logger_id.txt"
 """In a run's folder: by what name the logger knows the run, so that it goes on there."""
+
+ASIDE = (
+    *("allowed_packages", "checkpoint.", "inspect.", "logger."),
+    *("data._target_", "data.root", "data.cache_dir", "data.num_workers", "data.test_each_epoch"),
+    *("trainer.benchmark", "trainer.detect_anomaly", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+)
+"""What runs are not compared by, though it is in their configs."""
+
+RESULTS = ("test/acc", "val/acc", "test/loss", "val/loss", "images_per_second", "train/acc", "train/loss")
+"""In the order of interest: TensorBoard's table shows five before it is asked for more."""
 
 PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
 
@@ -79,7 +88,7 @@ def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None
 
     Its metrics are the scalars that the run has logged under these names.
     """
-    metrics = {name: result[name] for name in (*SCORES, "images_per_second") if result.get(name) is not None}
+    metrics = {name: result[name] for name in RESULTS if result.get(name) is not None}
     if isinstance(logger, TensorBoardLogger):
         for summary in hparams(_flat(cfg), dict.fromkeys(metrics, 0.0)):  # type: ignore[no-untyped-call]
             logger.experiment._get_file_writer().add_summary(summary)
@@ -89,5 +98,7 @@ def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None
 
 
 def _flat(cfg: Config) -> dict[str, Any]:
+    """What runs are compared by, as plain values."""
     leaves = record.leaves(cfg.model_dump(by_alias=True))
-    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves.items()}
+    flat = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves.items()}
+    return {key: value for key, value in flat.items() if not key.startswith(ASIDE) and value != "None"}

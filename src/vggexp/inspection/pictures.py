@@ -12,7 +12,11 @@ from torch.nn import functional as F
 from vggexp.inspection.board import Picture
 from vggexp.inspection.inspection import Inspection, call, examples, images, of_kind, step, watched
 
-SHOWN, CHANNELS, SIDE = 6, 8, 48
+SHOWN, CHANNELS, SIDE = 6, 8, 56
+"""Test images, channels of each block (the most active ones), and pixels of a tile."""
+
+FINEST = 6
+"""Pixels that a map must have on a side for Grad-CAM to be worth a look."""
 
 
 class Pictures(Inspection):
@@ -36,10 +40,12 @@ class Pictures(Inspection):
             call(trainer, net, batch)
         inputs = [scaled(picture, SIDE) for picture in gray(batch[:, 0].float().cpu())]
         for n, found in enumerate(maps.values(), start=1):
+            active = found.float().relu().cpu()
+            channels = active.mean((0, 2, 3)).argsort(descending=True)[:CHANNELS].sort().values
             rows = []
-            for one, picture in zip(found[:, :CHANNELS].float().relu().cpu(), inputs, strict=True):
+            for one, picture in zip(active[:, channels], inputs, strict=True):
                 rows += [picture, *(scaled(channel, SIDE) for channel in gray(one / one.amax().clamp_min(1e-12)))]
-            self.board.picture(f"maps/block_{n}", grid(rows, 1 + min(CHANNELS, found.shape[1])), step(trainer))
+            self.board.picture(f"maps/block_{n}", grid(rows, 1 + len(channels)), step(trainer))
 
 
 def gray(values: Tensor) -> Picture:
@@ -73,23 +79,30 @@ def grid(pictures: list[Picture], columns: int, gap: int = 2) -> Picture:
 
 
 class GradCAM(Inspection):
-    """`where_it_looks`: the input's parts that speak for the predicted class (Selvaraju et al. 2017), by captum."""
+    """`where_it_looks/predicted_class`: the parts of an image that speak for the predicted class.
+
+    Gradient times activation, place by place (HiResCAM, Draelos and Carin 2020), by captum. Grad-CAM itself takes the
+    gradient's mean over all places first, which is right for networks that end in a mean; VGG's fully connected layers
+    weigh each place by itself, and its maps came out empty for most images.
+    """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         net, data = pl_module.net, pl_module.trainer.datamodule
-        convs = list(of_kind(net, nn.Conv2d).values())
-        if not self.is_due(trainer) or not convs:
+        if not self.is_due(trainer):
             return
-        from captum.attr import LayerGradCam
+        from captum.attr import LayerGradientXActivation
         from matplotlib import colormaps
 
         batch = images(trainer, data, examples(data, 10))
-        with watched(trainer, net, {}):
+        layers = of_kind(net, nn.ReLU)
+        with watched(trainer, net, layers) as outputs, torch.no_grad():
             targets = call(trainer, net, batch).argmax(1)
-            looks = LayerGradCam(lambda x: call(trainer, net, x), convs[-1]).attribute(
-                batch, targets, relu_attributions=True
-            )
-        looks = looks.detach().float().cpu()
+        fine = [key for key, found in outputs.items() if found.ndim == 4 and min(found.shape[2:]) >= FINEST]
+        if not fine:
+            return
+        with watched(trainer, net, {}):
+            method = LayerGradientXActivation(lambda x: call(trainer, net, x), layers[fine[-1]])
+            looks = method.attribute(batch, targets).detach().float().cpu().sum(1, keepdim=True).relu()
         shares = looks / looks.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
         shares = F.interpolate(shares, size=96, mode="bilinear")[:, 0].numpy()
         inputs = F.interpolate(batch.float().cpu(), size=96)[:, 0]
@@ -98,4 +111,4 @@ class GradCAM(Inspection):
             for picture, share in zip(gray(inputs), shares, strict=True)
         ]
         pairs = [each for pair in zip(gray(inputs), overlays, strict=True) for each in pair]
-        self.board.picture("where_it_looks/gradcam", grid(pairs, 4), step(trainer))
+        self.board.picture("where_it_looks/predicted_class", grid(pairs, 4), step(trainer))

@@ -1,0 +1,148 @@
+"""TensorBoard itself, in a real browser: each of its pages shows what the run has shown."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from conftest import QUICK, TESTS, Run, refusal, vggexp
+from vggexp import record, runs, tensorboard
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs that show all they can."""
+    folder = tmp_path_factory.mktemp("tensorboard")
+    args = [*QUICK, "inspect=default", "trainer.log_every_n_steps=2", "optimizer.lr=0.002,0.001"]
+    done = vggexp("train", "-m", *args, "hydra.sweep.dir=outputs/sweep", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs" / "sweep"
+
+
+@pytest.fixture(scope="module")
+def url(sweep: Path) -> Iterator[str]:
+    """TensorBoard as the command opens it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vggexp.tensorboard", "last", "port=0"],
+        cwd=sweep.parents[1],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def page(url: str, browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=30_000)
+    yield page
+    page.close()
+
+
+NAMES = ("lr=0.002", "lr=0.001")
+
+
+def test_runs_are_called_by_what_varied(sweep: Path) -> None:
+    assert set(tensorboard.names(runs.find([sweep]))) == set(NAMES)
+    several = tensorboard.names(runs.find([sweep.parent, sweep / "0"]))
+    assert set(several) == set(NAMES)
+
+
+def test_links_are_made_for_runs_that_begin_later(sweep: Path, tmp_path: Path) -> None:
+    tensorboard.link([sweep / "0"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]  # alone, nothing sets it apart
+    tensorboard.link([sweep], tmp_path)
+    assert {path.name: path.resolve().name for path in tmp_path.iterdir()} == {"0": "0", NAMES[0]: "0", NAMES[1]: "1"}
+
+
+def test_what_tensorboard_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "outputs: no such folder" in refusal(lambda: tensorboard.main([]))
+    assert "no sweep and no run" in refusal(lambda: tensorboard.main(["last"]))
+    assert "port=x" in refusal(lambda: tensorboard.main([str(trained.folder), "port=x"]))
+
+
+def test_scalars_are_those_of_the_run(page: Page, url: str, sweep: Path) -> None:
+    page.goto(f"{url}#timeseries")
+    for name in NAMES:
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+    page.get_by_role("combobox", name="Filter tags (regex)").fill("^test/loss$")
+    card = page.locator("scalar-card").first
+    for n in (0, 1):
+        expect(card).to_contain_text(f"{record.read(sweep / str(n))['test/loss']:.4f}")
+
+
+def test_the_three_stages_share_a_chart(page: Page, url: str) -> None:
+    page.goto(f"{url}#custom_scalars")
+    expect(page.get_by_text("1 training")).to_be_visible()
+    expect(page.get_by_text("Matches (6)").first).to_be_attached()  # loss of three stages, of two runs
+
+
+def test_images_are_there_and_have_arrived(page: Page, url: str) -> None:
+    page.goto(f"{url}#images")
+    expect(page.get_by_text("filters/first_layer").first).to_be_attached()
+    image = page.locator("tf-image-loader img").first
+    expect(image).to_be_visible()
+    assert image.evaluate("image => image.complete && image.naturalWidth > 100")
+    for group in ("maps 10", "mistakes 2", "where_it_looks 2", "inputs 2"):  # pictures of each, of two runs
+        expect(page.get_by_role("button", name=group)).to_be_visible()
+    page.get_by_role("button", name="mistakes 2").click()
+    expect(page.get_by_text("mistakes/test").first).to_be_attached()
+
+
+def test_hparams_compare_the_runs_by_real_results(page: Page, url: str, sweep: Path) -> None:
+    page.goto(f"{url}#hparams")
+    table = page.locator("tf-hparams-table-view")
+    page.locator("tf-hparams-query-pane paper-checkbox", has_text="optimizer.lr").click()
+    expect(table).to_contain_text("optimizer.lr")
+    expect(table).to_contain_text("test/acc")
+    expect(table).not_to_contain_text("hp_metric")
+    for n, name in enumerate(NAMES):
+        loss = record.read(sweep / str(n))["test/loss"]
+        expect(table.get_by_role("row", name=re.compile(f"^{name} .* {loss:.4f} "))).to_be_attached()
+
+
+def test_pr_curves_have_a_card_for_each_class(page: Page, url: str) -> None:
+    page.goto(f"{url}#pr_curves")
+    for n in (0, 9):
+        expect(page.get_by_text(f"pr/bar_{n}").first).to_be_attached()
+
+
+def test_the_graph_is_that_of_the_network(page: Page, url: str) -> None:
+    page.goto(f"{url}#graphs")
+    expect(page.locator("tf-graph-scene g.node text", has_text="VGG").first).to_be_attached()
+
+
+def test_texts_show_config_and_layers(page: Page, url: str) -> None:
+    page.goto(f"{url}#text")
+    expect(page.get_by_text("run/config").first).to_be_attached()
+    expect(page.get_by_text("features.0.0").first).to_be_attached()
+    expect(page.get_by_text("config_hash").first).to_be_attached()  # of the manifest
+
+
+def test_the_projector_has_the_test_images(page: Page, url: str) -> None:
+    page.goto(f"{url}#projector")
+    frame = page.frame_locator("iframe").frame_locator("iframe")
+    expect(frame.get_by_text("Points: 130")).to_be_visible()
+
+
+def test_nothing_is_asked_of_the_outside(page: Page, url: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for tab in ("timeseries", "images", "hparams"):
+        page.goto(f"{url}#{tab}")
+        page.wait_for_timeout(1500)
+    assert asked
+    assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
