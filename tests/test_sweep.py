@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from conftest import QUICK, TESTS, refusal, vggexp
-from vggexp import compose, overview, record, runs, sweep
+from vggexp import compose, job, overview, record, runs, sweep
 from vggexp.grid import _labels
 from vggexp.train import _start_sweep
 
@@ -187,6 +189,30 @@ def test_a_signal_ends_a_sweep_with_its_table(tmp_path: Path, signum: int) -> No
     assert (folder / "2" / "checkpoints" / "last.ckpt").exists()
     assert "3 runs in" in out
     assert "to go on: the same command, or python -m vggexp.train sweep=outputs/stopped" in error
+
+
+def test_jobs_end_with_their_sweep_however_it_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "orphan"
+    with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=3000,2999", "hydra.sweep.dir=outputs/orphan") as process:
+        while not (folder / "0" / "checkpoints" / "best.ckpt").exists():
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        (run,) = wait_for(folder, "interrupted")
+    assert run.reason == "SIGTERM"  # it has saved
+    assert sorted(results(folder)) == ["0"]
+
+
+def test_a_job_of_a_stopped_sweep_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with compose.session(compose.parse(["-m", *SMALL, "hydra.sweep.dir=outputs/stopped"])) as session:
+        folder = tmp_path / "outputs" / "stopped" / "0"
+        folder.mkdir(parents=True)
+        (folder.parent / job.STOP).touch()
+        OmegaConf.update(session.raw.hydra, "runtime.output_dir", str(folder))
+        HydraConfig.instance().set_config(OmegaConf.create({"hydra": session.raw.hydra}))
+        assert job.of_sweep(session.raw) == 130
+    assert not (folder / record.RESULT).exists()
 
 
 def test_a_job_that_is_killed_takes_no_other_along(tmp_path: Path) -> None:
