@@ -96,8 +96,7 @@ def varied(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for config in configs for key in config)
     columns = {key: tuple(str(config.get(key)) for config in configs) for key in keys}
     names = [key for key in columns if len(set(columns[key])) > 1]
-    # the one that people set comes first in no order of ours, so the data's and the seed's names win over a network's
-    names.sort(key=lambda key: key.startswith("model."))
+    names.sort(key=lambda key: key.startswith("model."))  # of two that go together, a network's key is the follower
     kept = [key for n, key in enumerate(names) if columns[key] not in [columns[k] for k in names[:n]]]
     return [key for key in keys if key in kept]
 

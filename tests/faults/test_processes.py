@@ -18,7 +18,10 @@ from conftest import TESTS, vggexp
 from synthetic import TEST
 from vggexp import record
 
-OPTIONS = (*ARGS, "model.dropout=0.0", "data.batch_size=100", "optimizer.lr=0.002", "checkpoint.every_n_seconds=1000")
+OPTIONS = (
+    *(*ARGS, "model.dropout=0.0", "data.batch_size=100", "optimizer.lr=0.001", "checkpoint.every_n_seconds=1000"),
+    "trainer.max_epochs=10",  # a signal that is sent in the second must arrive before the last
+)
 """A batch of 100 does not divide by 3, nor the 130 test images by 3 or 4."""
 
 
