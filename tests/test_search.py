@@ -13,7 +13,7 @@ import pytest
 
 from conftest import QUICK, refusal, vggexp
 from test_sweep import ONE_THREAD, results, started, wait_for
-from vggexp import compose, record, search
+from vggexp import compose, record, runs, search
 from vggexp.train import _start_sweep
 
 SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")
@@ -170,3 +170,18 @@ def test_a_trial_that_is_impossible_fails_and_the_search_ends(tmp_path: Path) ->
     assert done.returncode == 1
     assert "search: 2 trials have failed, the last for: data.val_size=400" in done.stderr
     assert json.loads((tmp_path / "outputs" / "study" / "0" / "result.json").read_text())["status"] == "failed"
+
+
+def test_a_trial_that_is_killed_each_time_is_given_up(tmp_path: Path) -> None:
+    args = [*SEARCH, "trainer.max_epochs=3000", "search.n_trials=1", "hydra.sweep.dir=outputs/study"]
+    folder, killed = tmp_path / "outputs" / "study", set()
+    with started(tmp_path, *args) as process:
+        while process.poll() is None:
+            run = runs.read(folder / "0")
+            if run.status == "running" and run.result["pid"] not in {*killed, process.pid}:
+                os.kill(run.result["pid"], signal.SIGKILL)
+                killed.add(run.result["pid"])
+            time.sleep(0.1)
+        _, error = process.communicate()
+    assert (process.returncode, len(killed)) == (1, search.TRIES)
+    assert "search: 1 trials have failed" in error

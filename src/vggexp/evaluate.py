@@ -64,7 +64,7 @@ def evaluate(found: trained.Trained, folder: Path) -> dict[str, Any]:
         )
     logits, labels, scores = _test(found, data, folder)
     probabilities, count = logits.softmax(dim=1), logits.shape[1]
-    top, predicted = probabilities.max(dim=1)
+    predicted = probabilities.max(dim=1).indices
     options: dict[str, Any] = {"num_classes": count, "average": None}
     columns = {
         "precision": classification.multiclass_precision(predicted, labels, **options),
@@ -86,11 +86,9 @@ def evaluate(found: trained.Trained, folder: Path) -> dict[str, Any]:
     _write(folder / "confusion.csv", ["true \\ predicted", *names], rows)
     figures.confusion(confusion, names, folder / "confusion.png")
 
-    wrong = torch.nonzero(predicted != labels).squeeze(1)
-    worst = wrong[top[wrong].argsort(descending=True)][:MISTAKES]
-    captions = [f"{names[predicted[n]]} {top[n]:.0%}\nis {names[labels[n]]}" for n in worst.tolist()]
+    worst, captions, title = figures.mistakes(probabilities, labels, names, MISTAKES)
     images = data.sets["test"].tensors[0].cpu()[data.indices["test"][worst]]
-    figures.gallery(images, captions, f"The most confident of {len(wrong)} mistakes", folder / "mistakes.png")
+    figures.gallery(images, captions, title, folder / "mistakes.png")
     return scores
 
 

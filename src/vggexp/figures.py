@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -35,6 +36,15 @@ def confusion(counts: Tensor, classes: Sequence[str], path: Path | BytesIO) -> N
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(table[row, column]), ha="center", va="center", color=colour, fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def mistakes(probabilities: Tensor, labels: Tensor, names: Sequence[str], most: int) -> tuple[Tensor, list[str], str]:
+    """Of (N, K) probabilities and (N,) labels: the most confident mistakes' indices, captions, and a title."""
+    top, predicted = probabilities.max(1)
+    wrong = torch.nonzero(predicted != labels).squeeze(1)
+    worst = wrong[top[wrong].argsort(descending=True)][:most]
+    captions = [f"{names[int(predicted[n])]} {top[n]:.0%}\nis {names[int(labels[n])]}" for n in worst.tolist()]
+    return worst, captions, f"The most confident of {len(wrong)} mistakes"
 
 
 def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | BytesIO) -> None:

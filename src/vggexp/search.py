@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from vggexp.schema import Search
 
 STUDY = "study.db"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+FAILED = ("failed", "unreadable")
 OBJECTIVE = "val/acc"
+TRIES = 3
+"""Of a trial whose process is killed each time, perhaps for want of memory."""
 
 
 def start(hydra: Session, argv: list[str]) -> int:
@@ -46,6 +50,7 @@ def start(hydra: Session, argv: list[str]) -> int:
     study = _study(settings, folder)
     watched: dict[Path, Watched] = {}
     failures = 0
+    cut_off: Counter[int] = Counter()  # how often each trial has ended without a word
     with sweep.concluded(folder), sweep.conducted(watched, folder, settings.n_trials):
         while _finished(study) < settings.n_trials:
             with contextlib.ExitStack() as held:
@@ -64,8 +69,9 @@ def start(hydra: Session, argv: list[str]) -> int:
                     time.sleep(1)  # other processes are at the last trials
                 ended = [runs.read(entry.folder) for entry in entries]
                 for trial, run in zip(trials, ended, strict=True):
-                    _tell(study, trial, run)
-            failed = [run for run in ended if run.status == "failed"]
+                    cut_off[trial.number] += run.status == "interrupted"
+                    _tell(study, trial, run, give_up=cut_off[trial.number] == TRIES)
+            failed = [run for run in ended if run.status in FAILED or cut_off[int(run.folder.name)] == TRIES]
             failures += len(failed)
             if failed and len(study.get_trials(deepcopy=False, states=[TrialState.FAIL])) >= settings.n_trials:
                 raise UserError(f"search: {settings.n_trials} trials have failed, the last for: {failed[-1].reason}", 1)
@@ -189,18 +195,20 @@ def _hold(folder: Path, number: int, held: contextlib.ExitStack) -> bool:
     return True
 
 
-def _tell(study: optuna.Study, trial: FrozenTrial, run: runs.Run) -> None:
-    """Of an interrupted run nothing: its trial goes on at the next start."""
+def _tell(study: optuna.Study, trial: FrozenTrial, run: runs.Run, give_up: bool) -> None:
+    """Of an interrupted run nothing, unless it is given up: its trial goes on."""
     if run.status == "completed":
         study.tell(trial.number, run.result[OBJECTIVE], skip_if_finished=True)
     elif run.status == "pruned":
         study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-    elif run.status == "failed":
+    elif run.status in FAILED or give_up:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _show_best(study: optuna.Study, space: Mapping[str, Any], folder: Path) -> None:
     """The config to go on with."""
+    if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        return
     best = study.best_trial
     text = f"best {OBJECTIVE} {best.value:.4f} in {tables.short(folder / str(best.number))}: "
     tables.console().print(text + " ".join(_overrides(best, space)), soft_wrap=True)

@@ -83,14 +83,10 @@ class Predictions(Inspection):
             self.board.pr_curve(f"pr/{name(text)}", labels == k, probabilities[:, k], step(trainer))
         if trainer.world_size > 1:
             return  # the gathered images are in another order than the stored ones
-        top, predicted = probabilities.max(1)
-        wrong = torch.nonzero(predicted != labels).squeeze(1)
-        worst = wrong[top[wrong].argsort(descending=True)][:MISTAKES]
+        worst, captions, title = figures.mistakes(probabilities, labels, names, MISTAKES)
         if len(worst):
-            captions = [f"{names[predicted[n]]} {top[n]:.0%}\nis {names[labels[n]]}" for n in worst.tolist()]
             stored = trainer.datamodule.sets["test"].tensors[0]  # type: ignore[attr-defined]
             shown = stored[worst.to(stored.device)].cpu()
-            title = f"The most confident of {len(wrong)} mistakes"
             self.board.picture("mistakes/test", figures.pixels(figures.gallery, shown, captions, title), step(trainer))
 
 
