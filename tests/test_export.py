@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors import safe_open
 
 from conftest import Run, refusal, vggexp
 from synthetic import FILES
-from vggexp import export, weights
+from vggexp import export, record, weights
 from vggexp import trained as networks
 from vggexp.build import network
 from vggexp.data import idx
@@ -28,6 +29,18 @@ def found(trained: Run) -> networks.Trained:
 
 def ready(pixels: np.ndarray) -> torch.Tensor:
     return resize(torch.from_numpy(pixels.copy()), 32).unsqueeze(1).float().div(255)
+
+
+def test_a_network_that_looks_twice_is_exported_so(train: Callable[..., Run], tmp_path: Path) -> None:
+    run = train("step.test_time_flip=true", "trainer.max_epochs=1")
+    record.write(run.folder, record.manifest(run.cfg) | {"status": "completed"} | run.result)
+    found = networks.load(str(run.folder), {"allowed_packages": ["synthetic"]})
+    export.export(found, tmp_path, ["onnx", "safetensors"])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": PIXELS[:5]})
+    (mirrored,) = session.run(["logits"], {"images": PIXELS[:5, :, ::-1]})
+    assert np.abs(logits - mirrored).max() < 1e-4
+    assert "loaded 22 of 22" in weights.load(network(found.cfg.model.spec()), str(tmp_path / "model.safetensors"))
 
 
 def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batch(

@@ -12,8 +12,8 @@ from vggexp.errors import UserError
 from vggexp.module import Classifier
 
 
-def classifier() -> Classifier:
-    cfg = configure("model.ratio=64", "data.resize=32")
+def classifier(*options: str) -> Classifier:
+    cfg = configure("model.ratio=64", "data.resize=32", *options)
     return Classifier(cfg.model_dump(by_alias=True))
 
 
@@ -35,6 +35,29 @@ def test_scores_of_a_stage_are_its_own_and_not_in_the_checkpoint() -> None:
     module._step((torch.rand(4, 1, 32, 32), torch.arange(4)), "train")
     assert module._scores_of("val")["loss"].update_called is False
     assert all(name.startswith("net.") for name in module.state_dict())
+
+
+def test_label_smoothing_changes_the_training_loss_alone() -> None:
+    torch.manual_seed(0)
+    module = classifier("step.label_smoothing=0.2").eval()
+    images, labels = torch.rand(8, 1, 32, 32), torch.arange(8)
+    log = module(images).log_softmax(1)
+    plain = -log[range(8), labels].mean()
+    smooth = 0.8 * plain - 0.2 * log.mean()
+    assert module._step((images, labels), "train")["loss"].item() == pytest.approx(smooth.item(), rel=1e-5)
+    for stage in ("val", "test"):
+        assert module._step((images, labels), stage)["loss"].item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_test_time_flip_averages_over_the_mirror_image_when_it_predicts_not_when_it_learns() -> None:
+    torch.manual_seed(0)
+    module = classifier("step.test_time_flip=true", "model.dropout=0").eval()
+    images = torch.rand(8, 1, 32, 32)
+    both = (module.net(images) + module.net(images.flip(-1))) / 2
+    assert torch.equal(module(images), both)
+    assert torch.equal(module.predictor(images), both)
+    assert torch.equal(module.train()(images), module.net(images))
+    assert not torch.equal(both, module.net(images))
 
 
 def test_hyperparameters_are_plain_python() -> None:

@@ -81,14 +81,15 @@ def export(found: trained.Trained, folder: Path, formats: Sequence[Format], inpu
 
     from vggexp import run
     from vggexp.build import datamodule
+    from vggexp.data.resize import prepared
 
     run.quiet()
-    net = found.module.net.to(memory_format=torch.contiguous_format).eval()
+    net = found.module.predictor.to(memory_format=torch.contiguous_format).eval()
     data = datamodule(found.cfg)
     data.prepare_data()
     data.setup()
     raw = data.sets["test"].tensors[0][:TEST_IMAGES]
-    ready = data.on_after_batch_transfer((raw, raw), 0)[0]
+    ready = prepared(raw, found.cfg.model.image_size)
     with torch.inference_mode():
         expected = net(ready)
     images = ready
@@ -118,7 +119,7 @@ def _with_resize(net: "nn.Module", size: int) -> "nn.Module":
     import torch
     from torch import nn
 
-    from vggexp.data.resize import resize
+    from vggexp.data.resize import prepared
 
     class Raw(nn.Module):
         def __init__(self) -> None:
@@ -126,10 +127,10 @@ def _with_resize(net: "nn.Module", size: int) -> "nn.Module":
             self.net = net
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.net(resize(images, size).unsqueeze(1).float().div(255))
+            logits: torch.Tensor = self.net(prepared(images, size))
             return logits
 
-    resize(torch.zeros(1, 28, 28, dtype=torch.uint8), size)  # fills its cache before tracing would
+    prepared(torch.zeros(1, 28, 28, dtype=torch.uint8), size)  # fills its cache before tracing would
     return Raw().eval()
 
 

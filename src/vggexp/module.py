@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vggexp.build import construct, network
 from vggexp.errors import UserError
+from vggexp.models.layers import Mirrored
+from vggexp.position import DROPOUT, seed_at
 
 
 class Classifier(L.LightningModule):
@@ -45,8 +46,13 @@ class Classifier(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, S, S) images in [0, 1] → (N, K) logits."""
-        logits: Tensor = self.net(images)
+        logits: Tensor = self.net(images) if self.training else self.predictor(images)
         return logits
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The network as it predicts."""
+        return Mirrored(self.net) if self.config["step"]["test_time_flip"] else self.net
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
         """Returns the loss, (), and the logits, (N, K), without gradient."""
@@ -54,7 +60,8 @@ class Classifier(L.LightningModule):
         logits = self(images)
         if len(labels) == 0:  # of a batch smaller than the number of processes, some get nothing
             return {"loss": logits.sum() * 0, "logits": logits.detach()}
-        loss = F.cross_entropy(logits, labels)
+        smoothing = self.config["step"]["label_smoothing"] if stage == "train" else 0.0
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         scores = self._scores_of(stage)
         scores["loss"].update(loss.detach(), len(labels))
         scores["acc"].update(logits.detach(), labels)
@@ -76,8 +83,7 @@ class Classifier(L.LightningModule):
             # what the last step's CUDA graphs have returned is no longer needed
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         trainer = self.trainer
-        place = (1, trainer.global_rank, trainer.current_epoch, batch_idx)
-        seed = int(np.random.SeedSequence(self.config["seed"], spawn_key=place).generate_state(1)[0])
+        seed = seed_at(self.config["seed"], DROPOUT, trainer.global_rank, trainer.current_epoch, batch_idx)
         # torch.manual_seed would also note each call, with its stack, for a GPU that is not in use
         generator = torch.default_generator if self.device.type == "cpu" else torch.get_device_module(self.device)
         generator.manual_seed(seed)

@@ -87,15 +87,15 @@ def predict(
     import numpy as np
     import torch
 
-    from vggexp.data.resize import resize
+    from vggexp.data.resize import prepared
 
-    net = found.module.net.to(device)
+    net = found.module.predictor.to(device)
     stream = iter(pictures)
     while batch := list(itertools.islice(stream, batch_size)):
         names, arrays = zip(*batch, strict=True)
         grey = torch.from_numpy(np.stack(arrays)).to(device)
         with torch.inference_mode():
-            logits = net(resize(grey, found.cfg.model.image_size).unsqueeze(1).float().div_(255))
+            logits = net(prepared(grey, found.cfg.model.image_size))
         yield from zip(names, logits.softmax(dim=1).tolist(), strict=True)
 
 

@@ -90,6 +90,9 @@ class Data(Component):
     train_size: Annotated[int, Field(ge=1)] | None
     num_workers: int = Field(ge=0)
     test_each_epoch: bool
+    flip: bool = False
+    shift: int = Field(ge=0, le=14, default=0)
+    cutout: int = Field(ge=0, le=28, default=0)
 
 
 class Optimizer(Component):
@@ -130,6 +133,13 @@ class OneCycle(Scheduler):
     warmup: Annotated[float, Field(gt=0, lt=1)]
     initial: Annotated[float, Field(gt=0, le=1)]
     final: Annotated[float, Field(gt=0, le=1)]
+
+
+class Step(Section):
+    """What happens in a step beside the network: plain cross-entropy, for a run from before there was a choice."""
+
+    label_smoothing: Fraction = 0.0
+    test_time_flip: bool = False
 
 
 class EarlyStopping(Section):
@@ -244,6 +254,7 @@ class Config(Section):
     allowed_packages: list[str]
     data: SerializeAsAny[Data]  # before the model, whose image size follows from it: a fault is told at its origin
     model: SerializeAsAny[Model]
+    step: Step = Step()
     optimizer: SerializeAsAny[Optimizer]
     scheduler: SerializeAsAny[Scheduler]
     trainer: Trainer

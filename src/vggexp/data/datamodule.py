@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from vggexp.data import idx
-from vggexp.data.resize import resize
+from vggexp.data.augment import augment
+from vggexp.data.resize import prepared
 from vggexp.errors import UserError
-from vggexp.position import position
+from vggexp.position import AUGMENTATION, position, seed_at
 from vggexp.signals import held_back
 
 Stage = Literal["train", "val", "test"]
@@ -105,6 +106,7 @@ class FashionMNIST(L.LightningDataModule):
         train_size: use only this many of the rest, stratified; None: all.
         num_workers: processes that pick the images; the order is the same for any number.
         test_each_epoch: the test set takes the place of the validation set.
+        flip, shift, cutout: of training images, see `vggexp.data.augment`.
         seed: of the order and of the split.
     """
 
@@ -121,6 +123,9 @@ class FashionMNIST(L.LightningDataModule):
         train_size: int | None = None,
         num_workers: int = 0,
         test_each_epoch: bool = False,
+        flip: bool = False,
+        shift: int = 0,
+        cutout: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -130,6 +135,7 @@ class FashionMNIST(L.LightningDataModule):
         self.resize, self.batch_size, self.num_workers, self.seed = resize, batch_size, num_workers, seed
         self.val_size, self.train_size = val_size, train_size
         self.test_each_epoch = test_each_epoch
+        self.augments: dict[str, Any] = {"flip": flip, "shift": shift, "cutout": cutout}
         self.sets: dict[str, TensorDataset] = {}
         self._start = (0, 0)
 
@@ -204,6 +210,11 @@ class FashionMNIST(L.LightningDataModule):
         return self.loader("test")
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """On the device: (N, H, W) uint8 → (N, 1, S, S) float32."""
+        """On the device: (N, H, W) uint8 → (N, 1, S, S) float32, training images augmented."""
         images, labels = batch
-        return resize(images, self.resize).unsqueeze(1).float().div_(255), labels
+        if self.trainer and self.trainer.training and any(self.augments.values()):
+            place = position(self.trainer)
+            generator = torch.Generator(images.device)
+            generator.manual_seed(seed_at(self.seed, AUGMENTATION, self.trainer.global_rank, *place))
+            images = augment(images, generator, **self.augments)
+        return prepared(images, self.resize), labels

@@ -30,6 +30,11 @@ def resize(images: Tensor, size: int) -> Tensor:
     return images
 
 
+def prepared(images: Tensor, size: int) -> Tensor:
+    """What a network gets of stored images: (N, H, W) uint8 → (N, 1, size, size) float32 in [0, 1]."""
+    return resize(images, size).unsqueeze(1).float().div_(255)
+
+
 def _enlarge(images: Tensor, size: int) -> Tensor:
     """(N, H, W) → (N, size, W)."""
     low, high, weight_low, weight_high = _taps(images.shape[1], size, images.device)

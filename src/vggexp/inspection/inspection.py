@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vggexp.data.resize import prepared
 from vggexp.inspection.board import Board
 
 
@@ -58,9 +59,7 @@ def _rank(labels: Tensor) -> Tensor:
 def images(trainer: L.Trainer, data: Any, indices: Tensor) -> Tensor:
     """The test images of some indices as the network gets them: (N, 1, S, S) on the device."""
     stored = data.sets["test"].tensors[0]
-    batch = (stored[indices.to(stored.device)].to(trainer.strategy.root_device), indices)
-    prepared: Tensor = data.on_after_batch_transfer(batch, 0)[0]
-    return prepared
+    return prepared(stored[indices.to(stored.device)].to(trainer.strategy.root_device), data.resize)
 
 
 @contextmanager
