@@ -101,7 +101,16 @@ def test_onecycle_starts_peaks_and_ends_where_it_says() -> None:
     assert found.index(max(found)) == pytest.approx(0.3 * 101, abs=2)
 
 
-@pytest.mark.parametrize("name", ["cosine", "onecycle"])
+def test_triangular_is_two_lines() -> None:
+    found = rates("triangular", 100, warmup=0.2, initial=0.1, final=0.02)
+    assert found[0] == pytest.approx(0.05)
+    assert found[10] == pytest.approx(0.5 * 0.55)
+    assert found[20] == max(found) == 0.5
+    assert found[60] == pytest.approx(0.5 * 0.51)
+    assert found[99] == pytest.approx(0.5 * (1 - 0.98 * 79 / 80))
+
+
+@pytest.mark.parametrize("name", ["cosine", "onecycle", "triangular"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_schedules_bear_the_shortest_runs(name: str, steps: int) -> None:
     assert all(0 <= rate <= 0.5 for rate in rates(name, steps))

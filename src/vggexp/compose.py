@@ -1,13 +1,12 @@
 """From a command line to checked configs, or to one line that says what is wrong with it."""
 
 import argparse
-import difflib
 import functools
 import os
 import secrets
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -32,9 +31,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from vggexp import trust
+from vggexp.diagnosis import explain, misplaced, one_line, text_of
 from vggexp.errors import UserError
 from vggexp.launcher import Processes
-from vggexp.schema import SCHEMAS, Config
+from vggexp.schema import Config
 
 _PACKAGED, _CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf"
 CONF = str(_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT)
@@ -94,7 +94,7 @@ def check(raw: DictConfig) -> Config:
     try:
         values = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
     return validate(values, Config)
 
 
@@ -110,7 +110,7 @@ def validate(values: Any, schema: type[S], prefix: str = "") -> S:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(prefix + _explain(error, values, schema)) from None
+        raise UserError(prefix + explain(error, values, schema)) from None
 
 
 class Job(NamedTuple):
@@ -139,7 +139,7 @@ class Session:
         self.overrides = _parse_overrides(args.overrides, self.loader)
         self._hydra = hydra
         self.fixed = [o for o in self.overrides if not (args.multirun and o.is_sweep_override())]
-        self.raw = _compose(args, [_text(o) for o in self.fixed], self.fixed)
+        self.raw = _compose(args, [text_of(o) for o in self.fixed], self.fixed)
         self.search = OmegaConf.select(self.raw, "search")
         if not (args.multirun or self.search is None):
             raise UserError("search: tries many configs; add --multirun (-m)")
@@ -162,7 +162,7 @@ class Session:
     def task_overrides(self) -> list[str]:
         """What the command line sets of the job itself, sweeps left out."""
         own = ("hydra.", "hydra/", "search.", "search=")
-        return [_text(o) for o in self.fixed if not _text(o).lstrip("+~").startswith(own)]
+        return [text_of(o) for o in self.fixed if not text_of(o).lstrip("+~").startswith(own)]
 
     def grid(self) -> list[Job]:
         """Every combination of the values that the command line names, each checked.
@@ -177,7 +177,7 @@ class Session:
         every = [*_parse_overrides(params, self.loader), *self.overrides]
         for override in every:
             if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise UserError(f"{_text(override)}: has no end of values; name some, or: {SEARCHES}")
+                raise UserError(f"{text_of(override)}: has no end of values; name some, or: {SEARCHES}")
         return [self.job(job) for job in BasicSweeper.split_arguments(every, None)[0]]
 
     def launcher(self, task: TaskFunction, folder: Path) -> tuple[Launcher, DictConfig]:
@@ -190,7 +190,7 @@ class Session:
         Raises:
             UserError: its package is not installed.
         """
-        overrides = [_text(o) for o in self.fixed]
+        overrides = [text_of(o) for o in self.fixed]
         config = self._hydra.compose_config(
             self.args.config_name or "config", [*overrides, place("hydra.sweep.dir", folder)], RunMode.MULTIRUN
         )
@@ -205,7 +205,7 @@ class Session:
         except (RuntimeError, ImportError, HydraException) as error:
             name = config.hydra.runtime.choices["hydra/launcher"]
             extra = name.partition("_")[0]
-            raise UserError(f"hydra/launcher={name}: {_one_line(error)}; pip install 'vggexp[{extra}]'", 1) from None
+            raise UserError(f"hydra/launcher={name}: {one_line(error)}; pip install 'vggexp[{extra}]'", 1) from None
 
 
 # conf/hydra/launcher names what the launchers' own packages name, on purpose
@@ -258,7 +258,7 @@ def _checked(raw: DictConfig, multirun: bool) -> Config:
     try:
         trust.check_hydra(raw.hydra, cfg.allowed_packages, multirun)
     except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
     return cfg
 
 
@@ -280,7 +280,7 @@ def _compose(args: argparse.Namespace, overrides: list[str], parsed: list[Overri
         return compose(name, overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         loader = GlobalHydra.instance().config_loader()
-        raise UserError(_diagnose(name, parsed, loader) or _one_line(error)) from None
+        raise UserError(misplaced(name, parsed, loader) or one_line(error)) from None
 
 
 def _parse_overrides(overrides: list[str], loader: ConfigLoader | None) -> list[Override]:
@@ -293,127 +293,6 @@ def _parse_overrides(overrides: list[str], loader: ConfigLoader | None) -> list[
             reason = str(error).splitlines()[0]
             raise UserError(f"{override}: is not KEY=VALUE ({reason}); a value with = , [ or {{ needs quotes") from None
     return parsed
-
-
-def _text(override: Override) -> str:
-    return override.input_line or ""
-
-
-def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
-    for name in loader.list_groups(parent):
-        path = f"{parent}/{name}" if parent else name
-        yield path
-        yield from _groups(loader, path)
-
-
-def _diagnose(config_name: str, overrides: list[Override], loader: ConfigLoader) -> str | None:
-    """Says which override Hydra could not place, with the names that would have fitted."""
-    groups = list(_groups(loader))
-    chosen = []
-    for override in overrides:
-        key = override.key_or_group
-        if key in groups and not override.is_delete():
-            choices = [c for c in loader.get_group_options(key) if c != "__init__"]
-            value = override.value()
-            for choice in value if isinstance(value, list) else [value]:
-                if isinstance(choice, bool | int | float):
-                    return f"{key}={choice}: must be one of {', '.join(choices)}"
-                if choice is not None and str(choice) not in choices:
-                    text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
-                    return text + _nearest(str(choice), choices, f"{key}=")
-            chosen.append(_text(override))
-    try:
-        base = compose(config_name, overrides=chosen, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError):
-        return None
-    for override in overrides:
-        if override.key_or_group in groups or override.is_add() or override.is_force_add():
-            continue
-        node: Any = base
-        parts = override.key_or_group.split(".")
-        for depth, part in enumerate(parts):
-            if not OmegaConf.is_dict(node) or part not in node:
-                where = ".".join(parts[:depth])
-                names = sorted(str(n) for n in node) if OmegaConf.is_dict(node) else []
-                names = [n for n in names if n not in ("hydra", "_target_")]
-                if not where:
-                    names = sorted({*names, *(g for g in groups if "/" not in g and g != "hydra")})
-                return _unknown(".".join(parts), _value_text(override), where, part, names)
-            node = node._get_node(part)
-            if OmegaConf.is_interpolation(node):
-                break
-    return None
-
-
-def _value_text(override: Override) -> str:
-    return _text(override).partition("=")[2]
-
-
-def _unknown(key: str, value: str, where: str, part: str, names: list[str]) -> str:
-    prefix = f"{where}." if where else ""
-    has = f"{where or 'the config'} has {', '.join(names)}" if names else f"{where} has no keys below it"
-    return f"{key}={value}: unknown key; {has}" + _nearest(part, names, prefix)
-
-
-def _nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
-    match = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{match[0]}?" if match else ""
-
-
-def _explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseModel]) -> str:
-    """The first fault in one line: key, value, what is allowed. A union reports a fault per member; they are joined."""
-    faults = error.errors()
-    path = _key(faults[0]["loc"], values)
-    same = [fault for fault in faults if _key(fault["loc"], values) == path]
-    fault, key = same[0], ".".join(path)
-    value = _show(fault["input"])
-    if fault["type"] == "extra_forbidden":
-        names = sorted(_fields(path[:-1], values, schema))
-        return _unknown(key, value, ".".join(path[:-1]), path[-1], names)
-    if fault["type"] == "missing":
-        return f"{key}: missing; put it back, or choose its group's default"
-    if fault["type"] == "value_error":
-        return (f"{key}." if key else "") + str(fault["ctx"]["error"])  # begins with the rest of the key
-    text = dict.fromkeys(f["msg"].replace("Input should be ", "").replace("Input should ", "") for f in same)
-    hint = ""
-    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-        hint = _nearest(fault["input"], fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
-    return f"{key}={value}: must be {' or '.join(text)}{hint}"
-
-
-def _key(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
-    """The part of a fault's place that the config knows; behind it pydantic names the members of a union."""
-    key: list[str] = []
-    for part in loc:
-        if isinstance(values, dict):
-            key.append(str(part))
-            values = values.get(part)
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
-            key.append(str(part))
-            values = values[part]
-        else:
-            break
-    return tuple(key)
-
-
-def _fields(path: tuple[str, ...], values: Any, schema: Any) -> list[str]:
-    """The names that the schema knows at a place of the config."""
-    for part in path:
-        values = values[part]
-        target = values.get("_target_")
-        schema = SCHEMAS[target] if target in SCHEMAS else schema.model_fields[part].annotation
-    assert issubclass(schema, BaseModel)
-    return [name for name in schema.model_fields if name != "target"]
-
-
-def _show(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
-def _one_line(error: Exception) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def fail(error: UserError) -> int:

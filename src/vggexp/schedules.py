@@ -47,3 +47,20 @@ def onecycle(
         final_div_factor=initial / final,
         cycle_momentum=False,
     )
+
+
+def triangular(
+    optimizer: Optimizer, total_steps: int, warmup: float = 0.2, initial: float = 0.1, final: float = 0.0
+) -> LRScheduler:
+    """From `initial` × lr up to lr over the share `warmup` of the steps, then down to `final` × lr, both as lines.
+
+    Source: Smith, "Cyclical Learning Rates", 2017, one cycle of it.
+    """
+    rise = warmup * total_steps
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return initial + (1 - initial) * step / rise
+        return 1 + (final - 1) * min(1.0, (step - rise) / max(1.0, total_steps - rise))
+
+    return LambdaLR(optimizer, factor)

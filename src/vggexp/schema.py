@@ -129,6 +129,12 @@ class Cosine(Scheduler):
     final: Fraction
 
 
+class Triangular(Scheduler):
+    warmup: Fraction
+    initial: Annotated[float, Field(gt=0, le=1)]
+    final: Fraction
+
+
 class OneCycle(Scheduler):
     warmup: Annotated[float, Field(gt=0, lt=1)]
     initial: Annotated[float, Field(gt=0, le=1)]
@@ -203,6 +209,7 @@ SCHEMAS: dict[str, type[Component]] = {
     "vggexp.schedules.constant": Scheduler,
     "vggexp.schedules.cosine": Cosine,
     "vggexp.schedules.onecycle": OneCycle,
+    "vggexp.schedules.triangular": Triangular,
     # a component from elsewhere is held to what all of its kind have in common
     "model": _OtherModel,
     "data": _OtherData,
