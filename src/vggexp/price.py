@@ -97,7 +97,7 @@ def price(cfg: Config) -> Price:
     batch, size = cfg.data.batch_size, cfg.model.image_size
     with FakeTensorMode():
         net: nn.Module = network(cfg.model.spec())
-        images = torch.empty(batch, cfg.model.in_channels, size, size)
+        images = torch.empty((batch, cfg.model.in_channels, size, size), memory_format=torch.channels_last)
         labels = torch.zeros(batch, dtype=torch.int64)
         layers = _layers(net, images, cfg)
         optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.parameters())

@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from vggexp.models import maxpool
+
 PIECE = 7_000_000
 """Bytes of the convolution's output in a piece: few enough for the cache, enough to be worth a call."""
 
@@ -24,7 +26,8 @@ aten = torch.ops.aten
 
 
 class Block(nn.Sequential):
-    """Layers one after another; on a CPU, each `Conv2d [MaxPool2d] ReLU` among them in pieces of the batch.
+    """Layers one after another; on a CPU, each `Conv2d [MaxPool2d] ReLU` among them in pieces of the batch, and each
+    other `MaxPool2d ReLU` in one pass.
 
     A layer with a hook runs as itself, so that the hook sees what it asks for.
     """
@@ -34,35 +37,49 @@ class Block(nn.Sequential):
         layers = list(self)
         while layers:
             conv, pool, count = _leading(layers)
-            if conv is not None and _may_split(maps, layers[:count]) and _images(maps, conv) < len(maps):
-                learns = torch.is_grad_enabled() and (maps.requires_grad or conv.weight.requires_grad)
-                maps = _Pieces.apply(maps, conv.weight, conv.bias, conv, pool, learns)
-            else:
-                maps, count = layers[0](maps), 1
+            fused = None
+            if count > 1 and _may_fuse(maps, layers[:count]):
+                fused = _fused(maps, conv, pool)
+            if fused is None:
+                fused, count = layers[0](maps), 1
+            maps = fused
             del layers[:count]
         return maps
 
 
 def _leading(layers: list[nn.Module]) -> tuple[nn.Conv2d | None, nn.MaxPool2d | None, int]:
-    """The convolution and the max-pool of a `Conv2d [MaxPool2d] ReLU` that comes first, and how many layers it has."""
-    conv, pool = layers[0], layers[1] if len(layers) > 2 else None
-    if not isinstance(pool, nn.MaxPool2d):
-        pool = None
-    count = 2 if pool is None else 3
-    if not isinstance(conv, nn.Conv2d) or len(layers) < count or not isinstance(layers[count - 1], nn.ReLU):
-        return None, None, 1
-    usual = (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
-    usual &= conv.bias is not None and not isinstance(conv.padding, str)
+    """What comes first: of `[Conv2d] [MaxPool2d] ReLU` the convolution, the max-pool, and how many layers it has."""
+    conv = layers[0] if isinstance(layers[0], nn.Conv2d) else None
+    rest = layers if conv is None else layers[1:]
+    pool = rest[0] if rest and isinstance(rest[0], nn.MaxPool2d) else None
+    rest = rest if pool is None else rest[1:]
+    usual = bool(rest) and isinstance(rest[0], nn.ReLU)
+    # our networks use no other options
+    if conv is not None:
+        usual &= (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
+        usual &= conv.bias is not None and not isinstance(conv.padding, str)
     if pool is not None:
         usual &= (pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode) == (0, 1, False, False)
-    return (conv, pool, count) if usual else (None, None, 1)  # our networks use no other options
+    return (conv, pool, len(layers) - len(rest) + 1) if usual else (None, None, 1)
 
 
-def _may_split(maps: Tensor, layers: list[nn.Module]) -> bool:
+def _may_fuse(maps: Tensor, layers: list[nn.Module]) -> bool:
     """Whether this is a CPU, nobody watches the layers, and nobody writes down what they do for any batch size."""
     hooks = [(x._forward_hooks, x._forward_pre_hooks, x._backward_hooks, x._backward_pre_hooks) for x in layers]
     written = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
     return maps.device.type == "cpu" and not any(map(any, hooks)) and not written
+
+
+def _fused(maps: Tensor, conv: nn.Conv2d | None, pool: nn.MaxPool2d | None) -> Tensor | None:
+    """The output of `[Conv2d] [MaxPool2d] ReLU`; None where there is no faster way than layer by layer."""
+    grad = torch.is_grad_enabled()
+    fused: Tensor | None = None
+    if conv is not None and _images(maps, conv) < len(maps):
+        learns = grad and (maps.requires_grad or conv.weight.requires_grad)
+        fused = _Pieces.apply(maps, conv.weight, conv.bias, conv, pool, learns)
+    elif conv is None and pool is not None and maxpool.fits(maps, pool):
+        fused = maxpool.PoolReLU.apply(maps, grad and maps.requires_grad)
+    return fused
 
 
 def _images(maps: Tensor, conv: nn.Conv2d) -> int:
@@ -85,7 +102,7 @@ class _Pieces(torch.autograd.Function):
     def forward(
         ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pool: nn.MaxPool2d | None, learns: bool
     ) -> Tensor:
-        ctx.conv, ctx.pool, ctx.images = conv, pool, _images(maps, conv)
+        ctx.conv, ctx.pool, ctx.images, ctx.one_pass = conv, pool, _images(maps, conv), False
         dtype = _dtype(maps)
         kernel, shift = weight.to(dtype), bias.to(dtype)
         output = places = None
@@ -94,12 +111,15 @@ class _Pieces(torch.autograd.Function):
                 piece = slice(start, start + ctx.images)
                 found = F.conv2d(maps[piece].to(dtype), kernel, shift, conv.stride, conv.padding)
                 if output is None:
-                    output, places = _room(found, pool, len(maps), learns)
-                    ctx.shape = found.shape
+                    ctx.shape, ctx.one_pass = found.shape, pool is not None and maxpool.fits(found, pool)
+                    output, places = _room(found, pool, len(maps), learns, ctx.one_pass)
+                where = None if places is None else places[piece]
                 if pool is None:
                     torch.clamp_min(found, 0, out=output[piece])
+                elif ctx.one_pass:
+                    maxpool.forward(found, output[piece], where)
                 else:
-                    _max_pool(found, pool, output[piece], None if places is None else places[piece])
+                    _max_pool(found, pool, output[piece], where)
                     output[piece].relu_()
                 del found  # its memory, still in the cache, is the next piece's
         if learns:
@@ -114,12 +134,18 @@ class _Pieces(torch.autograd.Function):
         kernel = weight.to(output.dtype)
         of_maps = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
         of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])
-        scratch = None if places is None else torch.empty(ctx.shape, dtype=output.dtype, memory_format=_format(output))
+        scratch = None
+        if ctx.one_pass:
+            scratch = maxpool.room(ctx.shape, output.dtype)
+        elif places is not None:
+            scratch = torch.empty(ctx.shape, dtype=output.dtype, memory_format=_format(output))
         for start in range(0, len(maps), ctx.images):
             piece = slice(start, start + ctx.images)
-            back = aten.threshold_backward(gradient[piece], output[piece], 0)
+            back = gradient[piece]
+            if not ctx.one_pass:
+                back = aten.threshold_backward(back, output[piece], 0)
             if scratch is not None:
-                back = _unpool(back, places[piece], scratch[: len(back)], ctx.pool)
+                back = _unpool(back, places[piece], scratch[: len(back)], None if ctx.one_pass else ctx.pool)
             of_piece, more, shift = aten.convolution_backward(
                 back,
                 maps[piece].to(output.dtype),
@@ -140,7 +166,9 @@ class _Pieces(torch.autograd.Function):
         return of_maps, of_weight, of_bias, None, None, None
 
 
-def _room(found: Tensor, pool: nn.MaxPool2d | None, images: int, learns: bool) -> tuple[Tensor, Tensor | None]:
+def _room(
+    found: Tensor, pool: nn.MaxPool2d | None, images: int, learns: bool, one_pass: bool
+) -> tuple[Tensor, Tensor | None]:
     """For the output of all images and, where they will be asked for, the places of the maxima.
 
     Args:
@@ -152,7 +180,8 @@ def _room(found: Tensor, pool: nn.MaxPool2d | None, images: int, learns: bool) -
         height, width = (height - high) // down + 1, (width - wide) // right + 1
     shape, last = (images, found.shape[1], height, width), _format(found)
     output = torch.empty(shape, dtype=found.dtype, memory_format=last)
-    return output, torch.empty(shape, dtype=torch.int64, memory_format=last) if pool and learns else None
+    dtype = torch.uint8 if one_pass else torch.int64
+    return output, torch.empty(shape, dtype=dtype, memory_format=last) if pool and learns else None
 
 
 def _format(maps: Tensor) -> torch.memory_format:
@@ -176,7 +205,10 @@ def _max_pool(maps: Tensor, pool: nn.MaxPool2d, output: Tensor, places: Tensor |
         output.copy_(F.max_pool2d(maps, pool.kernel_size, pool.stride))
 
 
-def _unpool(gradient: Tensor, places: Tensor, back: Tensor, pool: nn.MaxPool2d) -> Tensor:
-    """Each pooled value's gradient, at the place of its maximum in `back`."""
+def _unpool(gradient: Tensor, places: Tensor, back: Tensor, pool: nn.MaxPool2d | None) -> Tensor:
+    """Each pooled value's gradient, at the place of its maximum in `back`; without a pool, of pool and ReLU at once."""
+    if pool is None:
+        maxpool.backward(gradient, places, back)
+        return back
     aten.max_pool2d_with_indices_backward.grad_input(gradient, back, *_window(pool), places, grad_input=back)
     return back

@@ -1,0 +1,115 @@
+"""The kernel for max-pool and ReLU has torch's bits, forth and back; without a compiler torch's own does the work."""
+
+import math
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggexp.models import VGG, maxpool, pieces
+
+POOL = nn.MaxPool2d(2)
+TYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    maxpool.library.cache_clear()
+    yield
+    maxpool.library.cache_clear()
+
+
+def maps(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Few different values, so that windows have ties, zeros of both signs among them."""
+    torch.manual_seed(0)
+    values = torch.randint(-3, 4, shape).to(dtype) * 0.5
+    values[values == 0] *= -1
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(3, 64, 8, 8), (2, 16, 7, 9), (5, 12, 6, 4), (4, 3, 3, 2), (1, 1, 2, 2)])
+def test_output_and_gradient_are_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    values = maps(*shape, dtype=dtype)
+    ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    assert maxpool.fits(ours, POOL)
+    fused, plain = maxpool.PoolReLU.apply(ours, True), F.relu(F.max_pool2d(theirs, 2))
+    assert torch.equal(fused, plain)
+    gradient = torch.randn(plain.shape).to(dtype)
+    fused.backward(gradient)
+    plain.backward(gradient)
+    assert torch.equal(ours.grad, theirs.grad)
+    assert plain.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_not_a_number_stays_so(dtype: torch.dtype, sign: int) -> None:
+    """A NaN of either sign, at each place of a window, beside numbers and infinity."""
+    values = torch.full((4, 16, 2, 2), math.inf, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    bits = values.view({2: torch.int16, 4: torch.int32}[dtype.itemsize])
+    for place in range(4):
+        values[place, :, place // 2, place % 2] = math.nan
+        if sign < 0:
+            bits[place, :, place // 2, place % 2] |= torch.iinfo(bits.dtype).min
+    assert (bits < 0).any() == (sign < 0)
+    assert maxpool.PoolReLU.apply(values, False).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("pool", "values"),
+    [
+        (nn.MaxPool2d(3, 2), maps(2, 16, 8, 8, dtype=torch.float32)),
+        (POOL, maps(2, 16, 8, 8, dtype=torch.float64)),
+        (POOL, maps(2, 16, 8, 8, dtype=torch.float32).contiguous()),
+    ],
+    ids=["3×3", "float64", "NCHW"],
+)
+def test_what_has_no_kernel_is_left_to_torch(pool: nn.MaxPool2d, values: Tensor) -> None:
+    assert not maxpool.fits(values, pool)
+    assert torch.equal(pieces.Block(pool, nn.ReLU())(values), F.relu(pool(values)))
+
+
+@pytest.mark.usefixtures("_no_compiler")
+def test_without_a_compiler_torch_does_the_same() -> None:
+    assert maxpool.library() is None
+    assert not maxpool.fits(maps(2, 16, 8, 8, dtype=torch.float32), POOL)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_network_computes_the_same_with_and_without_the_kernel(
+    dtype: torch.dtype, batch_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 60_000)
+    torch.manual_seed(0)
+    net = VGG("vgg11", ratio=8, image_size=36, batch_norm=batch_norm, init="kaiming", dropout=0)
+    net, images = net.to(memory_format=torch.channels_last), torch.rand(11, 1, 36, 36)
+    used: list[str] = []
+    call = maxpool._call
+    monkeypatch.setattr(maxpool, "_call", lambda name, *tensors: (used.append(name), call(name, *tensors)))
+
+    def gradients() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = F.cross_entropy(net(images).float(), torch.arange(11) % 10)
+        return [loss.detach(), *torch.autograd.grad(loss, list(net.parameters()))]
+
+    with_kernel = gradients()
+    assert {"forward", "backward"} == set(used)
+    del used[:]
+    monkeypatch.setattr(maxpool, "library", lambda: None)
+    without = gradients()
+    assert not used
+    assert all(torch.equal(a, b) for a, b in zip(with_kernel, without, strict=True))
+
+
+def test_there_is_one_runtime_of_threads_torchs() -> None:
+    """With one of its own, the kernel would not know how many threads torch may use."""
+    assert maxpool.library() is not None
+    with open("/proc/self/maps") as file:
+        runtimes = {line.split()[-1] for line in file if "libgomp" in line}
+    assert len(runtimes) == 1
