@@ -15,27 +15,27 @@ from vggexp.run import run
 
 @pytest.mark.parametrize(("native", "meant"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_auto_is_bf16_where_the_hardware_has_it(native: bool, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_native", lambda device: native)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: native)
     assert precision.resolved(configure("trainer.precision=auto")).trainer.precision == meant
     assert precision.resolved(configure("trainer.precision=32-true")).trainer.precision == "32-true"
 
 
 def test_a_cpu_has_bf16_exactly_if_its_flags_say_so() -> None:
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
-    assert precision._native("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    assert precision.multiplies_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def test_what_auto_meant_is_said_recorded_and_kept(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(precision, "_native", lambda device: True)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
     done = train("trainer.precision=auto", "trainer.max_epochs=1")
     assert "trainer.precision=auto: bf16-mixed" in capsys.readouterr().out
     assert done.result["precision"] == "bf16-mixed"
     assert done.cfg.trainer.precision == "auto"
     record.write(done.folder, record.manifest(done.cfg) | {"status": "completed"} | done.result)
 
-    monkeypatch.setattr(precision, "_native", lambda device: False)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
     assert trained.load(str(done.folder), {"allowed_packages": ["synthetic"]}).cfg.trainer.precision == "bf16-mixed"
     longer = configure(*QUICK, "trainer.precision=auto", "trainer.max_epochs=2")
     assert run(longer, done.folder, resume=True)["precision"] == "bf16-mixed"

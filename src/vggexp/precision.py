@@ -13,7 +13,7 @@ def resolved(cfg: Config, before: str | None = None) -> Config:
     """
     if cfg.trainer.precision != "auto":
         return cfg
-    here = "bf16-mixed" if _native(_device(cfg.trainer.accelerator)) else "32-true"
+    here = "bf16-mixed" if multiplies_bf16(_device(cfg.trainer.accelerator)) else "32-true"
     chosen = before if before in ("bf16-mixed", "32-true") else here  # a checkpoint may say anything
     return cfg.model_copy(update={"trainer": cfg.trainer.model_copy(update={"precision": chosen})})
 
@@ -31,7 +31,8 @@ def _device(accelerator: str) -> str:
     return "cpu" if accelerator == "cpu" or best is None else best.type
 
 
-def _native(device: str) -> bool:
+def multiplies_bf16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 natively."""
     if device == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -37,10 +37,9 @@ def onecycle(
 
     Source: Smith & Topin, "Super-Convergence", 2018. Momentum stays as the optimizer has it.
     """
-    peak = optimizer.param_groups[0]["lr"]
     return OneCycleLR(
         optimizer,
-        max_lr=peak,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=max(total_steps, 2),
         pct_start=warmup,
         div_factor=1 / initial,

@@ -120,6 +120,13 @@ class SGD(Optimizer):
         return self
 
 
+class Muon(Optimizer):
+    momentum: Fraction
+    sgd_lr: Positive
+    sgd_momentum: Fraction
+    sgd_weight_decay: NotNegative
+
+
 class Scheduler(Component):
     """A learning rate as a function of the step, from the first to the last of the run."""
 
@@ -206,6 +213,7 @@ SCHEMAS: dict[str, type[Component]] = {
     "torch.optim.Adam": Adam,
     "torch.optim.AdamW": Adam,
     "torch.optim.SGD": SGD,
+    "vggexp.muon.Muon": Muon,
     "vggexp.schedules.constant": Scheduler,
     "vggexp.schedules.cosine": Cosine,
     "vggexp.schedules.onecycle": OneCycle,
