@@ -144,6 +144,12 @@ def test_inits_keep_images_apart_through_19_layers(init: Literal["kaiming", "xav
     assert spread(init) > 100 * spread("default")
 
 
+def test_without_hidden_units_one_linear_layer_classifies() -> None:
+    net = VGG(blocks=[[1, 8], [1, 16]], hidden=0, image_size=28)
+    assert [type(layer) for layer in net.classifier] == [nn.Flatten, nn.Linear]
+    assert net(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("arch", [*KERNELS, "alexnet"])
 def test_every_network_learns_as_configured(arch: str, real_cache: str) -> None:

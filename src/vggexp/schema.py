@@ -51,7 +51,7 @@ class VGG(Model):
     arch: Literal["vgg11", "vgg11_lrn", "vgg13", "vgg16_c", "vgg16", "vgg19"]
     blocks: Annotated[list[Block], Field(min_length=1, max_length=16)] | None
     ratio: int = Field(ge=1)
-    hidden: int = Field(ge=1)
+    hidden: int = Field(ge=0)
     batch_norm: bool
     dropout: Fraction
     init: Literal["default", "kaiming", "xavier"]

@@ -9,7 +9,9 @@ Init = Literal["default", "kaiming", "xavier"]
 
 
 def classifier(features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """(N, C, H, W) feature maps, C·H·W = `features` → (N, K) logits, through two hidden layers."""
+    """(N, C, H, W) feature maps, C·H·W = `features` → (N, K) logits, through two layers of `hidden` units, if any."""
+    if hidden == 0:
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, num_classes))
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(features, hidden),

@@ -35,7 +35,7 @@ class VGG(nn.Module):
         arch: a key of `KERNELS`: five blocks of 64, 128, 256, 512 and 512 channels.
         blocks: instead of `arch`: of each block the number of its 3×3 convolutions and of its channels.
         ratio: divides the channels and the hidden units.
-        hidden: units of the two hidden layers.
+        hidden: units of the two hidden layers; 0 leaves them out.
         image_size: H = W of the images, at least 2 ** blocks; the classifier's input follows from it.
         in_channels: C.
         num_classes: K.
