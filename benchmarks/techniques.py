@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -24,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.compare import hardware, write
 from benchmarks.loops import BATCH, LR, RATIO, chapter_network
 from vggexp import memory
-from vggexp.models import VGG
+from vggexp.models import VGG, maxpool
 from vggexp.models.layers import Dropout
 from vggexp.models.pieces import Block
 
@@ -37,6 +38,7 @@ TECHNIQUES = (
     "fused Adam",
     "dropout from uniform numbers",
     "a batch in pieces",
+    "max-pool and ReLU in one pass",
     "bf16",
 )
 COLUMNS = ("technique, added to those above", "images/s", "× the one before", "× the chapter's step")
@@ -60,7 +62,14 @@ def variant(level: int, size: int) -> Callable[[], None]:
     total: Any = 0.0
     right: Any = 0
 
+    one_pass = on("max-pool and ReLU in one pass")
+    library = contextlib.nullcontext() if one_pass else mock.patch.object(maxpool, "library", return_value=None)
+
     def step() -> None:
+        with library:
+            _step()
+
+    def _step() -> None:
         nonlocal total, right
         memory.keep_freed() if on("freed memory is kept") else memory.set_thresholds(mmap=2**17, trim=2**17)
         with torch.autocast("cpu", torch.bfloat16) if on("bf16") else contextlib.nullcontext():
