@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from conftest import TESTS, TINY, configure, vggexp
 from vggexp import compose
+from vggexp.build import network
 from vggexp.errors import UserError
 
 CHOICES = [
@@ -27,11 +29,11 @@ def test_groups_are_those_promised() -> None:
     assert set(CHOICES) >= {
         *("model=vgg11", "model=vgg11_lrn", "model=vgg13", "model=vgg16_c", "model=vgg16", "model=vgg19"),
         *("model=alexnet", "data=fashion_mnist"),
-        *("optimizer=adam", "optimizer=adamw", "optimizer=sgd"),
-        *("scheduler=none", "scheduler=cosine", "scheduler=onecycle"),
+        *("optimizer=adam", "optimizer=adamw", "optimizer=sgd", "optimizer=muon"),
+        *("scheduler=none", "scheduler=cosine", "scheduler=onecycle", "scheduler=triangular"),
         *("trainer=default", "trainer=cpu", "trainer=gpu", "trainer=ddp"),
         *("experiment=quickstart", "experiment=book", "experiment=resize96", "experiment=vgg16"),
-        *("experiment=vgg19", "experiment=alexnet", "experiment=batch_norm"),
+        *("experiment=vgg19", "experiment=alexnet", "experiment=batch_norm", "experiment=speedrun"),
         *("debug=fast", "debug=overfit", "debug=profile"),
     }
 
@@ -48,6 +50,16 @@ def test_the_plain_command_is_the_chapters_run() -> None:
 def test_book_has_no_validation_split_and_scores_the_test_set_each_epoch() -> None:
     cfg = configure("experiment=book")
     assert (cfg.data.val_size, cfg.data.test_each_epoch) == (0, True)
+
+
+def test_the_speedrun_trains_on_all_training_images_and_tests_once() -> None:
+    cfg = configure("experiment=speedrun")
+    assert (cfg.data.val_size, cfg.data.train_size, cfg.data.test_each_epoch) == (0, None, False)
+    net = network(cfg.model.spec())
+    kinds = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear, nn.Flatten}
+    layers = [module for module in net.modules() if not list(module.children())]
+    assert {type(layer) for layer in layers} == kinds
+    assert {layer.kernel_size for layer in layers if isinstance(layer, nn.Conv2d)} == {(3, 3)}
 
 
 @pytest.mark.parametrize("path", sorted(Path(compose.CONF, "experiment").glob("*.yaml")), ids=lambda p: p.stem)
