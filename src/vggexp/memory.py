@@ -52,6 +52,15 @@ def peak() -> int:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def cache() -> int:
+    """Bytes of the first processor's last-level cache; 0 where the system does not say."""
+    try:
+        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+        return max(1024 * int(size.removesuffix("K")) for size in sizes)
+    except (OSError, ValueError):
+        return 0
+
+
 def available() -> int | None:
     """Bytes that a new process could take; None where the system does not say."""
     try:

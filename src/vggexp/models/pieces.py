@@ -14,9 +14,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from vggexp import memory
 from vggexp.models import maxpool
 
-PIECE = 7_000_000
+PIECE = 28_000_000 if memory.cache() >= 2**27 else 7_000_000
 """Bytes of the convolution's output in a piece: few enough for the cache, enough to be worth a call."""
 
 MOST = 64
