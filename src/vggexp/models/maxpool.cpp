@@ -29,7 +29,7 @@ struct Shape {
     long above(long row) const { return (row / (height / 2) * height + row % (height / 2) * 2) * width * channels; }
 };
 
-template <class Type, int LANES>
+template <class Type, int LANES, bool PLACES>
 void forward(const typename Type::Value *maps, typename Type::Value *output, uint8_t *places, Shape shape) {
     const long width = shape.width / 2, channels = shape.channels, across = shape.width * channels;
 #pragma omp parallel for schedule(static)
@@ -50,7 +50,7 @@ void forward(const typename Type::Value *maps, typename Type::Value *output, uin
                     }
                 }
                 for (int i = 0; i < LANES; i++) output[x * channels + c + i] = most[i];
-                if (places)
+                if (PLACES)
                     for (int i = 0; i < LANES; i++) places[x * channels + c + i] = uint8_t(place[i]);
             }
     }
@@ -81,7 +81,12 @@ void backward(const typename Type::Value *gradient, const uint8_t *places, typen
 #define EXPORT(NAME, TYPE)                                                                                   \
     extern "C" void NAME##_forward(                                                                          \
         const TYPE::Value *maps, TYPE::Value *output, uint8_t *places, long n, long h, long w, long c) {     \
-        const auto call = c % 16 == 0 ? forward<TYPE, 16> : c % 4 == 0 ? forward<TYPE, 4> : forward<TYPE, 1>; \
+        const auto call = places ? c % 16 == 0  ? forward<TYPE, 16, true>                                    \
+                                   : c % 4 == 0 ? forward<TYPE, 4, true>                                     \
+                                                : forward<TYPE, 1, true>                                     \
+                                 : c % 16 == 0  ? forward<TYPE, 16, false>                                   \
+                                   : c % 4 == 0 ? forward<TYPE, 4, false>                                    \
+                                                : forward<TYPE, 1, false>;                                   \
         call(maps, output, places, {n, h, w, c});                                                            \
     }                                                                                                        \
     extern "C" void NAME##_backward(                                                                         \
