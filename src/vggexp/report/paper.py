@@ -38,7 +38,7 @@ def draw(report: Report, folder: Path) -> list[str]:
 
 def label(group: Group) -> str:
     """What sets a group apart."""
-    return ", ".join(f"{axis.rpartition('.')[2]} {runs.text(value)}" for axis, value in group.values.items()) or "all"
+    return ", ".join(f"{axis.rpartition('.')[2].strip('_')} {runs.text(value)}" for axis, value in group.values.items()) or "all"
 
 
 def _curves(report: Report) -> Figure | None:
