@@ -280,3 +280,8 @@ def test_the_page_fits_a_phone_and_paper(page: Page) -> None:
     page.emulate_media(media="print")
     assert not page.locator("#filter").is_visible()
     assert page.locator("#table").is_visible()
+
+
+def test_a_legend_shows_names_that_begin_with_an_underscore() -> None:
+    group = collect.Group({"model._target_": "nets.A", "seed": 1}, [])
+    assert paper.label(group) == "target nets.A, seed 1"

@@ -38,7 +38,9 @@ def draw(report: Report, folder: Path) -> list[str]:
 
 def label(group: Group) -> str:
     """What sets a group apart."""
-    return ", ".join(f"{axis.rpartition('.')[2].strip('_')} {runs.text(value)}" for axis, value in group.values.items()) or "all"
+    names = [axis.rpartition(".")[2].strip("_") for axis in group.values]  # a figure hides what begins with a _
+    values = map(runs.text, group.values.values())
+    return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) or "all"
 
 
 def _curves(report: Report) -> Figure | None:
