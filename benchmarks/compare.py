@@ -122,8 +122,8 @@ def main() -> None:
             found: dict[tuple[str, str], dict[str, float]] = {}
             for loop, precision in RUNS:
                 status.update(f"round {number} of {args.rounds}: {loop}, {precision}")
-                speed = (loop in ("bare", "ours")) + (precision == "bf16")
-                size, images = str(args.size), str(IMAGES[args.size][speed])
+                pace = (loop in ("bare", "ours")) + (precision == "bf16")  # slow, fast, fastest
+                size, images = str(args.size), str(IMAGES[args.size][pace])
                 found[loop, precision] = measure(
                     "loops", loop, "--size", size, "--precision", precision, "--images", images
                 )
