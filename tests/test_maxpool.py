@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggexp.models import VGG, maxpool, pieces
+from vggexp.models import VGG, kernels, maxpool, pieces
 
 POOL = nn.MaxPool2d(2)
 TYPES = [torch.float32, torch.bfloat16]
@@ -18,9 +18,9 @@ TYPES = [torch.float32, torch.bfloat16]
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    maxpool.library.cache_clear()
+    kernels.library.cache_clear()
     yield
-    maxpool.library.cache_clear()
+    kernels.library.cache_clear()
 
 
 def maps(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -76,7 +76,7 @@ def test_what_has_no_kernel_is_left_to_torch(pool: nn.MaxPool2d, values: Tensor)
 
 @pytest.mark.usefixtures("_no_compiler")
 def test_without_a_compiler_torch_does_the_same() -> None:
-    assert maxpool.library() is None
+    assert kernels.library("maxpool") is None
     assert not maxpool.fits(maps(2, 16, 8, 8, dtype=torch.float32), POOL)
 
 
@@ -101,15 +101,15 @@ def test_a_network_computes_the_same_with_and_without_the_kernel(
     with_kernel = gradients()
     assert {"forward", "backward"} == set(used)
     del used[:]
-    monkeypatch.setattr(maxpool, "library", lambda: None)
+    monkeypatch.setattr(maxpool, "fits", lambda *_: False)
     without = gradients()
     assert not used
     assert all(torch.equal(a, b) for a, b in zip(with_kernel, without, strict=True))
 
 
 def test_there_is_one_runtime_of_threads_torchs() -> None:
-    """With one of its own, the kernel would not know how many threads torch may use."""
-    assert maxpool.library() is not None
+    """With one of their own, the kernels would not know how many threads torch may use."""
+    assert all(kernels.library(name) for name in ("maxpool", "batchnorm"))
     with open("/proc/self/maps") as file:
         runtimes = {line.split()[-1] for line in file if "libgomp" in line}
     assert len(runtimes) == 1

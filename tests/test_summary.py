@@ -50,8 +50,15 @@ def test_counts_are_those_of_pencil_and_paper() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["model=vgg11", "model.ratio=4", "data.resize=64", "data.batch_size=96"],
-        ["model=vgg16", "model.ratio=8", "data.resize=64", "model.batch_norm=true", "optimizer=sgd"],
+        ["model=vgg11", "model.ratio=4", "data.resize=96", "data.batch_size=128"],
+        [
+            "model=vgg16",
+            "model.ratio=8",
+            "data.resize=64",
+            "data.batch_size=256",
+            "model.batch_norm=true",
+            "optimizer=sgd",
+        ],
         ["model=alexnet", "model.ratio=2", "data.resize=96", "data.batch_size=32", "optimizer=adamw"],
     ],
 )

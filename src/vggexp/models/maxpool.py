@@ -5,52 +5,20 @@ torch's own max-pool keeps an 8-byte place for each maximum and is slow to write
 N images, C channels, H×W pixels, in channels_last.
 """
 
-import ctypes
-import functools
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _pair
 
-KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The kernels, compiled for this very CPU, by each process anew (half a second); None if that cannot be done.
-
-    They are linked without OpenMP, so that they share torch's threads or are not loaded at all.
-    """
-    compiler = shutil.which("g++")
-    if compiler is None or sys.platform != "linux":
-        return None
-    source = Path(__file__).with_suffix(".cpp")
-    with tempfile.TemporaryDirectory() as folder:
-        made, linked = f"{folder}/maxpool.o", f"{folder}/maxpool.so"
-        try:
-            for command in (
-                [compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(source), "-o", made],
-                [compiler, "-shared", made, "-o", linked],
-            ):
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
-            return ctypes.CDLL(linked)
-        except (OSError, subprocess.SubprocessError):
-            return None
+from vggexp.models import kernels
 
 
 def fits(maps: Tensor, pool: nn.MaxPool2d) -> bool:
     """Whether there is a kernel for such maps and such a pool, which has no padding and no dilation."""
     usual = (_pair(pool.kernel_size), _pair(pool.stride)) == ((2, 2), (2, 2))
-    usual &= maps.dtype in KERNELS and maps.is_contiguous(memory_format=torch.channels_last)
-    return usual and library() is not None
+    return usual and kernels.fits(maps, "maxpool")
 
 
 def forward(maps: Tensor, output: Tensor, places: Tensor | None) -> None:
@@ -68,11 +36,8 @@ def backward(gradient: Tensor, places: Tensor, back: Tensor) -> None:
 
 
 def _call(name: str, large: Tensor, *tensors: Tensor | None) -> None:
-    if isinstance(large, FakeTensor):
-        return  # it has no content
-    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    count, channels, height, width = map(ctypes.c_long, large.shape)
-    library()[f"{KERNELS[large.dtype]}_{name}"](*pointers, count, height, width, channels)  # type: ignore[index]
+    count, channels, height, width = large.shape
+    kernels.call("maxpool", name, large.dtype, *tensors, count, height, width, channels)
 
 
 def room(shape: torch.Size, dtype: torch.dtype) -> Tensor:

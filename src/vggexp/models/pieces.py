@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from vggexp import memory
-from vggexp.models import maxpool
+from vggexp.models import batchnorm, maxpool, sidebyside
 
 PIECE = 28_000_000 if memory.cache() >= 2**27 else 7_000_000
 """Bytes of the convolution's output in a piece: few enough for the cache, enough to be worth a call."""
@@ -27,8 +27,8 @@ aten = torch.ops.aten
 
 
 class Block(nn.Sequential):
-    """Layers one after another; on a CPU, each `Conv2d [MaxPool2d] ReLU` among them in pieces of the batch, and each
-    other `MaxPool2d ReLU` in one pass.
+    """Layers one after another; on a CPU, each `Conv2d [MaxPool2d] ReLU` among them in pieces of the batch, each other
+    `MaxPool2d ReLU`, and each `BatchNorm2d [ReLU]`, by a kernel of its own, and small convolutions side by side.
 
     A layer with a hook runs as itself, so that the hook sees what it asks for.
     """
@@ -37,13 +37,7 @@ class Block(nn.Sequential):
         """(N, C, H, W) → (N, C', H', W')."""
         layers = list(self)
         while layers:
-            conv, pool, count = _leading(layers)
-            fused = None
-            if count > 1 and _may_fuse(maps, layers[:count]):
-                fused = _fused(maps, conv, pool)
-            if fused is None:
-                fused, count = layers[0](maps), 1
-            maps = fused
+            maps, count = _fused(maps, layers) or (layers[0](maps), 1)
             del layers[:count]
         return maps
 
@@ -71,16 +65,24 @@ def _may_fuse(maps: Tensor, layers: list[nn.Module]) -> bool:
     return maps.device.type == "cpu" and not any(map(any, hooks)) and not written
 
 
-def _fused(maps: Tensor, conv: nn.Conv2d | None, pool: nn.MaxPool2d | None) -> Tensor | None:
-    """The output of `[Conv2d] [MaxPool2d] ReLU`; None where there is no faster way than layer by layer."""
-    grad = torch.is_grad_enabled()
-    fused: Tensor | None = None
-    if conv is not None and _images(maps, conv) < len(maps):
-        learns = grad and (maps.requires_grad or conv.weight.requires_grad)
-        fused = _Pieces.apply(maps, conv.weight, conv.bias, conv, pool, learns)
-    elif conv is None and pool is not None and maxpool.fits(maps, pool):
-        fused = maxpool.PoolReLU.apply(maps, grad and maps.requires_grad)
-    return fused
+def _fused(maps: Tensor, layers: list[nn.Module]) -> tuple[Tensor, int] | None:
+    """The output of the first layers, and how many they are; None where there is no faster way than layer by layer."""
+    first, grad = layers[0], torch.is_grad_enabled()
+    conv, pool, count = _leading(layers)
+    if count > 1 and _may_fuse(maps, layers[:count]):
+        if conv is not None and _images(maps, conv) < len(maps):
+            learns = grad and (maps.requires_grad or conv.weight.requires_grad)
+            return _Pieces.apply(maps, conv.weight, conv.bias, conv, pool, learns), count
+        if conv is None and pool is not None and maxpool.fits(maps, pool):
+            return maxpool.PoolReLU.apply(maps, grad and maps.requires_grad), count
+    if isinstance(first, nn.BatchNorm2d):
+        count = 2 if len(layers) > 1 and isinstance(layers[1], nn.ReLU) else 1
+        if _may_fuse(maps, layers[:count]) and batchnorm.fits(maps, first):
+            return batchnorm.batch_norm(maps, first, relu=count > 1), count
+    if isinstance(first, nn.Conv2d) and _may_fuse(maps, layers[:1]):
+        together = sidebyside.images(maps, first)
+        return (sidebyside.convolve(maps, first, together), 1) if together > 1 else None
+    return None
 
 
 def _images(maps: Tensor, conv: nn.Conv2d) -> int:
