@@ -33,7 +33,8 @@ def test_groups_are_those_promised() -> None:
         *("scheduler=none", "scheduler=cosine", "scheduler=onecycle", "scheduler=triangular"),
         *("trainer=default", "trainer=cpu", "trainer=gpu", "trainer=ddp"),
         *("experiment=quickstart", "experiment=book", "experiment=resize96", "experiment=vgg16"),
-        *("experiment=vgg19", "experiment=alexnet", "experiment=batch_norm", "experiment=speedrun"),
+        *("experiment=vgg19", "experiment=alexnet", "experiment=batch_norm"),
+        *("experiment=speedrun", "experiment=best"),
         *("debug=fast", "debug=overfit", "debug=profile"),
     }
 
@@ -52,8 +53,9 @@ def test_book_has_no_validation_split_and_scores_the_test_set_each_epoch() -> No
     assert (cfg.data.val_size, cfg.data.test_each_epoch) == (0, True)
 
 
-def test_the_speedrun_trains_on_all_training_images_and_tests_once() -> None:
-    cfg = configure("experiment=speedrun")
+@pytest.mark.parametrize("name", ["speedrun", "best"])
+def test_a_plain_vgg_trains_on_all_training_images_and_is_tested_once(name: str) -> None:
+    cfg = configure(f"experiment={name}")
     assert (cfg.data.val_size, cfg.data.train_size, cfg.data.test_each_epoch) == (0, None, False)
     net = network(cfg.model.spec())
     kinds = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear, nn.Flatten}
