@@ -126,23 +126,23 @@ void backward(const typename Type::Value *gradient, const typename Type::Value *
 
 #define EXPORT(NAME, TYPE)                                                                                     \
     extern "C" void NAME##_moments(const TYPE::Value *maps, const float *origin, double *mean, double *square, \
-                                   long rows, long channels, bool) {                                           \
+                                   long rows, long channels, long) {                                           \
         moments<TYPE>(maps, origin, mean, square, rows, channels);                                             \
     }                                                                                                          \
     extern "C" void NAME##_apply(const TYPE::Value *maps, const float *scale, const float *shift,              \
-                                 TYPE::Value *output, long rows, long channels, bool relu) {                   \
+                                 TYPE::Value *output, long rows, long channels, long relu) {                   \
         (relu ? apply<TYPE, true> : apply<TYPE, false>)(maps, scale, shift, output, rows, channels);           \
     }                                                                                                          \
     extern "C" void NAME##_gradient_sums(                                                                      \
         const TYPE::Value *gradient, const TYPE::Value *maps, const float *scale, const float *shift,          \
-        const float *mean, double *sum, double *product, long rows, long channels, bool relu) {                \
+        const float *mean, double *sum, double *product, long rows, long channels, long relu) {                \
         (relu ? gradient_sums<TYPE, true> : gradient_sums<TYPE, false>)(gradient, maps, scale, shift, mean,    \
                                                                         sum, product, rows, channels);         \
     }                                                                                                          \
     extern "C" void NAME##_backward(                                                                           \
         const TYPE::Value *gradient, const TYPE::Value *maps, const float *scale, const float *shift,          \
         const float *mean, const float *slope, const float *offset, TYPE::Value *back, long rows,              \
-        long channels, bool relu) {                                                                            \
+        long channels, long relu) {                                                                            \
         (relu ? backward<TYPE, true> : backward<TYPE, false>)(gradient, maps, scale, shift, mean, slope,       \
                                                               offset, back, rows, channels);                   \
     }
