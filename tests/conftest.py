@@ -115,6 +115,17 @@ def trained(train: Callable[..., Run]) -> Run:
     return done
 
 
+@pytest.fixture
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No C++ compiler is found, so that no kernels can be made."""
+    from vggexp.models import kernels
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    kernels.library.cache_clear()
+    yield
+    kernels.library.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium. In CI it must be there; elsewhere its tests are skipped, and say so."""

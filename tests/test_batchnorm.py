@@ -2,13 +2,12 @@
 
 import copy
 import math
-import shutil
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vggexp.models import batchnorm, kernels
+from vggexp.models import batchnorm
 from vggexp.models.pieces import Block
 
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -119,13 +118,9 @@ def test_one_value_per_channel_is_refused_as_torch_does() -> None:
         layers(16)(maps(1, 16, 1, 1))
 
 
-def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    kernels.library.cache_clear()
-    try:
-        assert not batchnorm.fits(maps(4, 16, 6, 6), nn.BatchNorm2d(16))
-    finally:
-        kernels.library.cache_clear()
+@pytest.mark.usefixtures("_no_compiler")
+def test_without_a_compiler_torch_does_the_work() -> None:
+    assert not batchnorm.fits(maps(4, 16, 6, 6), nn.BatchNorm2d(16))
 
 
 def test_a_hook_on_the_layer_sees_its_output() -> None:

@@ -1,8 +1,6 @@
 """The kernel for max-pool and ReLU has torch's bits, forth and back; without a compiler torch's own does the work."""
 
 import math
-import shutil
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,14 +11,6 @@ from vggexp.models import VGG, kernels, maxpool, pieces
 
 POOL = nn.MaxPool2d(2)
 TYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture
-def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    kernels.library.cache_clear()
-    yield
-    kernels.library.cache_clear()
 
 
 def maps(*shape: int, dtype: torch.dtype) -> Tensor:

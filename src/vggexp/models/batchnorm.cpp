@@ -39,9 +39,9 @@ struct BFloat16 {
     }
 };
 
-// What ReLU holds back: not a NaN.
+// The values where ReLU lets its outputs through, NaN among them; zero elsewhere.
 template <bool RELU>
-Floats held(Floats values, Floats outputs) {
+Floats passed(Floats values, Floats outputs) {
     return RELU ? (outputs <= 0 ? Floats{} : values) : values;
 }
 
@@ -90,7 +90,7 @@ void apply(const typename Type::Value *maps, const float *scale, const float *sh
         for (long c = 0; c < channels; c += LANES) {
             const long at = row * channels + c;
             const Floats y = Type::read(maps + at) * load<Floats>(scale + c) + load<Floats>(shift + c);
-            Type::write(output + at, held<RELU>(y, y));
+            Type::write(output + at, passed<RELU>(y, y));
         }
 }
 
@@ -101,7 +101,7 @@ void gradient_sums(const typename Type::Value *gradient, const typename Type::Va
     sums(rows, channels, sum, product, [=](long row, long c) {
         const Floats x = Type::read(maps + row * channels + c);
         const Floats y = x * load<Floats>(scale + c) + load<Floats>(shift + c);
-        const Floats g = held<RELU>(Type::read(gradient + row * channels + c), y);
+        const Floats g = passed<RELU>(Type::read(gradient + row * channels + c), y);
         return Pair{g, g * (x - load<Floats>(mean + c))};
     });
 }
@@ -116,7 +116,7 @@ void backward(const typename Type::Value *gradient, const typename Type::Value *
         for (long c = 0; c < channels; c += LANES) {
             const long at = row * channels + c;
             const Floats x = Type::read(maps + at), factor = load<Floats>(scale + c);
-            const Floats g = held<RELU>(Type::read(gradient + at), x * factor + load<Floats>(shift + c));
+            const Floats g = passed<RELU>(Type::read(gradient + at), x * factor + load<Floats>(shift + c));
             const Floats centred = x - load<Floats>(mean + c);
             Type::write(back + at, factor * g + load<Floats>(slope + c) * centred + load<Floats>(offset + c));
         }
