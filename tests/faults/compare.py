@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vggexp import record
 from vggexp.callbacks.history import SCORES
 
-TIMES = {"images_per_second", "seconds", "Throughput"}
+TIMES = {"images_per_second", "train_seconds", "seconds", "Throughput"}
 """What is measured with a clock, and so differs from run to run."""
 
 

@@ -1,4 +1,4 @@
-"""`images_per_second` and `lr`."""
+"""`images_per_second`, `train_seconds` and `lr`."""
 
 import time
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 class Throughput(L.Callback):
     """Measures the training loop alone: reading, resizing, forward, backward and update, without validation.
 
-    Logs `images_per_second` (over all processes) per epoch, `lr` every `log_every_n_steps` and at an epoch's end.
+    Logs per epoch `images_per_second` (over all processes) and `train_seconds`, all epochs' so far; `lr` every
+    `log_every_n_steps` and at an epoch's end.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class Throughput(L.Callback):
         images = self._images * trainer.world_size
         self.images, self.seconds = self.images + images, self.seconds + self._seconds
         pl_module.log("images_per_second", images / self._seconds, rank_zero_only=True)
+        pl_module.log("train_seconds", self.seconds, rank_zero_only=True)
 
     def _log_lr(self, trainer: L.Trainer) -> None:
         self._logged = trainer.global_step - 1
