@@ -130,8 +130,10 @@ def test_the_files_hold_what_the_runs_hold(sweep: Sweep, tmp_path: Path, capsys:
     assert "| 64 | 0.001 | 3 | 0.8800 ± 0.0100 |" in text
     assert r"out of | memory" in text
     figures = {path.name for path in (folder / "report" / "figures").iterdir()}
-    assert figures == {f"{n}.{kind}" for n in ("curves", "heatmap", "pareto", "parallel") for kind in ("png", "svg")}
+    names = ("curves", "time", "heatmap", "pareto", "parallel")
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "val/acc" in (folder / "report" / "figures" / "curves.svg").read_text()
+    assert "seconds of training" in (folder / "report" / "figures" / "time.svg").read_text()
 
 
 def test_two_runs_are_compared(sweep: Sweep, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -260,6 +262,14 @@ def test_the_charts_show_the_numbers(page: Page) -> None:
     front = page.evaluate("document.getElementById('pareto').data[0].y")
     assert front == sorted(front)
     assert page.evaluate("document.getElementById('parallel').data.length") == 11
+
+
+def test_curves_are_drawn_against_the_time_trained_too(page: Page, trained: Run) -> None:
+    page.get_by_label("Against").select_option("train_seconds")
+    shown = page.evaluate("document.getElementById('curves').data[0].x")
+    logged = [epoch["train_seconds"] for epoch in runs.epochs(trained.folder)]
+    assert shown == pytest.approx(logged, rel=1e-5)
+    assert page.locator("#curves .xtitle").text_content() == "seconds of training"
 
 
 def test_links_lead_to_the_runs_and_text_is_only_text(page: Page) -> None:

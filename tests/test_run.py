@@ -52,13 +52,15 @@ def test_a_run_learns_and_says_so(trained: Run) -> None:
 
 def test_metrics_csv_holds_what_the_result_says(trained: Run) -> None:
     columns = logged(trained.folder)
-    assert columns.keys() >= SCORES | {"lr", "images_per_second", "epoch", "step"}
+    assert columns.keys() >= SCORES | {"lr", "images_per_second", "train_seconds", "epoch", "step"}
     best = trained.result["best_epoch"] - 1
     for name in SCORES:
         values = columns[name]
         assert len(values) == (1 if name.startswith("test/") else 2)
         assert values[best if name.startswith("val/") else -1] == trained.result[name]
     assert set(columns["lr"]) == {0.002}
+    (first, both), speeds = columns["train_seconds"], columns["images_per_second"]
+    assert (both - first) * speeds[1] == pytest.approx(first * speeds[0], rel=1e-3)  # both epochs have as many images
 
 
 def test_tensorboard_shows_the_same_values_and_a_row_of_hparams(trained: Run) -> None:

@@ -86,14 +86,15 @@ function draw(id, traces, how) {
 }
 
 function drawCurves(runs) {
-  const y = byId("curves-y").value;
-  const traces = runs.filter((run) => run.curve[y]).reverse().map((run) => ({
-    type: "scatter", mode: run.curve.epoch.length > 20 ? "lines" : "lines+markers", x: run.curve.epoch, y: run.curve[y],
+  const x = byId("curves-x").value, y = byId("curves-y").value, title = data.places[x];
+  const traces = runs.filter((run) => run.curve[x] && run.curve[y]).reverse().map((run) => ({
+    type: "scatter", mode: run.curve.epoch.length > 20 ? "lines" : "lines+markers", x: run.curve[x], y: run.curve[y],
     line: { color: colour(run), width: 1.6 }, marker: { size: 5 }, opacity: 0.85, name: label(run),
-    hovertemplate: `${label(run)}<br>epoch %{x}<br>${y} %{y:.4f}<extra></extra>`,
+    hovertemplate: `${label(run)}<br>${title} %{x:.4~g}<br>${y} %{y:.4f}<extra></extra>`,
   }));
   const longest = Math.max(...runs.map((run) => run.curve.epoch?.length ?? 0));
-  draw("curves", traces, layout("epoch", y, { xaxis: { ...layout("epoch").xaxis, dtick: longest <= 12 ? 1 : undefined } }));
+  const axis = x === "epoch" ? { dtick: longest <= 12 ? 1 : undefined } : { type: "log" };
+  draw("curves", traces, layout(title, y, { xaxis: { ...layout(title).xaxis, ...axis } }));
 }
 
 function drawHeatmap(runs) {
@@ -326,6 +327,7 @@ function start() {
 
   byId("notes").replaceChildren(...data.notes.map((note) => make("p", note, "note")));
   options("status", ["", ...statuses]);
+  options("curves-x", Object.keys(data.places));
   options("curves-y", data.curves, data.curves.includes(data.objective) ? data.objective : undefined);
   options("heatmap-x", data.axes, data.pair?.[0]);
   options("heatmap-y", data.axes, data.pair?.[1] ?? data.axes[1]);

@@ -10,7 +10,7 @@ from typing import Any
 
 from vggexp import record, runs, tables
 from vggexp.report.collect import COSTS, CURVES, SCORES, SEED, Report
-from vggexp.report.paper import pair
+from vggexp.report.paper import PLACES, pair
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -37,6 +37,7 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
     Args:
         folder: of the page, from which its links lead to the runs'.
     """
+    logged = {name for curve in report.curves for epoch in curve for name in epoch}
     return {
         "title": report.title,
         "made": f"{datetime.now():%Y-%m-%d %H:%M}",
@@ -45,7 +46,8 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
         "pair": pair(report),
         "scores": [name for name in SCORES if any(run.number(name) is not None for run in report.runs)],
         "costs": [name for name in COSTS if any(run.number(name) is not None for run in report.runs)],
-        "curves": [name for name in CURVES if any(name in epoch for curve in report.curves for epoch in curve)],
+        "curves": [name for name in CURVES if name in logged],
+        "places": {name: text for name, text in PLACES.items() if name in logged},
         "notes": report.notes,
         "differences": report.differences,
         "runs": [
@@ -58,7 +60,7 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
                 "numbers": {name: _finite(run.number(name)) for name in (*SCORES, *COSTS)},
                 "curve": {
                     name: [_finite(epoch.get(name)) for epoch in curve]
-                    for name in ("epoch", *CURVES)
+                    for name in (*PLACES, *CURVES)
                     if any(name in epoch for epoch in curve)
                 },
                 "command": command,

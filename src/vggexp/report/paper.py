@@ -1,5 +1,6 @@
 """The figures of a report for print, as PNG and SVG."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from vggexp.report.collect import Group, Report, number_first, spread
 NAMED = 10
 """Groups that a figure tells apart, the best; the others are grey."""
 
+PLACES = {"epoch": "epoch", "train_seconds": "seconds of training"}
+"""What curves are drawn against."""
+
 STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
 
@@ -23,7 +27,8 @@ def draw(report: Report, folder: Path) -> list[str]:
     drawn = []
     with rc_context(STYLE):
         for name, figure in (
-            ("curves", _curves(report)),
+            ("curves", _curves(report, "epoch")),
+            ("time", _curves(report, "train_seconds")),
             ("heatmap", _heatmap(report)),
             ("pareto", _pareto(report)),
             ("parallel", _parallel(report)),
@@ -43,29 +48,32 @@ def label(group: Group) -> str:
     return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) or "all"
 
 
-def _curves(report: Report) -> Figure | None:
-    """The objective against epochs; a band of one standard deviation over seeds."""
+def _curves(report: Report, against: str) -> Figure | None:
+    """The objective against epochs or the time trained so far; a band of one standard deviation over seeds."""
     curves = {id(run): curve for run, curve in zip(report.runs, report.curves, strict=True)}
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for n, group in reversed(list(enumerate(report.groups))):
-        rows = [[epoch.get(report.objective) for epoch in curves[id(run)]] for run in group.runs]
-        spreads = [spread([row[e] for row in rows if e < len(row)]) for e in range(max(map(len, rows), default=0))]
-        points = [(e + 1, s.mean, s.deviation or 0.0) for e, s in enumerate(spreads) if s is not None]
+        epochs = zip_longest(*(curves[id(run)] for run in group.runs), fillvalue={})  # of each epoch, all seeds' scores
+        spreads = [[spread([row.get(name) for row in rows]) for name in (against, report.objective)] for rows in epochs]
+        points = [(x.mean, y.mean, y.deviation or 0.0) for x, y in spreads if x is not None and y is not None]
         if not points:
             continue
-        epoch, mean, deviation = np.array(points).T
+        place, mean, deviation = np.array(points).T
         named = n < NAMED
         colour = f"C{n}" if named else "0.8"
         marker = "o" if len(points) == 1 else None
         text, width = (label(group), 1.5) if named else (None, 0.6)
-        axes.plot(epoch, mean, color=colour, marker=marker, lw=width, label=text)
+        axes.plot(place, mean, color=colour, marker=marker, lw=width, label=text)
         if named and deviation.any():
-            axes.fill_between(epoch, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
+            axes.fill_between(place, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
     if not axes.lines:
         return None
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
+    if against == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xscale("log")
+    axes.set_xlabel(PLACES[against])
     axes.set_ylabel(report.objective)
     _legend(axes)
     return figure
