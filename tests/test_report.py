@@ -265,7 +265,7 @@ def test_the_charts_show_the_numbers(page: Page) -> None:
 
 
 def test_curves_are_drawn_against_the_time_trained_too(page: Page, trained: Run) -> None:
-    page.get_by_label("Against").select_option("train_seconds")
+    page.locator("#curves-x").select_option("train_seconds")
     shown = page.evaluate("document.getElementById('curves').data[0].x")
     logged = [epoch["train_seconds"] for epoch in runs.epochs(trained.folder)]
     assert shown == pytest.approx(logged, rel=1e-5)
