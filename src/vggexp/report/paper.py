@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from vggexp import runs
 from vggexp.report.collect import Group, Report, number_first, spread
@@ -72,11 +72,19 @@ def _curves(report: Report, against: str) -> Figure | None:
     if against == "epoch":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
-        axes.set_xscale("log")
+        _time(axes)
     axes.set_xlabel(PLACES[against])
     axes.set_ylabel(report.objective)
     _legend(axes)
     return figure
+
+
+def _time(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter())
+    axes.tick_params(axis="x", which="both", length=3, pad=3)  # labels on one line
 
 
 def _legend(axes: Axes) -> None:
@@ -134,7 +142,7 @@ def _pareto(report: Report) -> Figure | None:
         axes.plot(seconds, score, "o", color=colour, label=text)
     front = pareto([(seconds, score) for seconds, score, _ in points])
     axes.plot(*np.array(front).T, color="0.4", lw=1, drawstyle="steps-post", zorder=0)
-    axes.set_xscale("log")
+    _time(axes)
     axes.set_xlabel("seconds")
     axes.set_ylabel(report.objective)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
