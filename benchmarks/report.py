@@ -26,8 +26,8 @@ def main() -> None:
             score = 0.8 + resize / 1e3 + lr / 1e3 + seed / 1e4
             content |= {"status": "completed", "val/acc": score, "test/acc": score - 0.01, "seconds": resize * 2.0}
             record.write(folder, content)
-            rows = [f"{e},{e},{2 - e / 10},{0.5 + e / 30}\n" for e in range(EPOCHS)]
-            (folder / runs.METRICS).write_text("".join(["step,epoch,train/loss,val/acc\n", *rows]))
+            rows = [f"{e},{e},{2 - e / 10},{0.5 + e / 30},{(e + 1) * resize}\n" for e in range(EPOCHS)]
+            (folder / runs.METRICS).write_text("".join(["step,epoch,train/loss,val/acc,train_seconds\n", *rows]))
             (folder / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n")
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "vggexp.report", root], check=True, stdout=subprocess.DEVNULL)
