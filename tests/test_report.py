@@ -120,6 +120,10 @@ def test_the_files_hold_what_the_runs_hold(sweep: Sweep, tmp_path: Path, capsys:
     out = capsys.readouterr().out
     assert "12 runs in" in out
     assert "11 completed, 1 failed" in out
+    result = record.read(folder / "0")
+    machine = f"{result['hardware']['cpu']}, {result['threads']} threads, {result['precision']}"
+    assert f"machine   {machine}\n" in out
+    assert f"Machine: {machine}." in (folder / "report" / "report.md").read_text()
     assert "out of | memory" in out
     assert "0.8800 ± 0.0100" in out
     rows = list(csv.DictReader((folder / "report" / "runs.csv").open()))

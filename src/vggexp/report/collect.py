@@ -59,6 +59,8 @@ class Report(NamedTuple):
     """Of each run, what it logged at the end of each epoch."""
     commands: list[str]
     """Of each run, what repeats it."""
+    machines: list[str]
+    """What the completed runs were trained on."""
     notes: list[str]
     """What a reader should know before comparing."""
     differences: list[tuple[str, str, str]]
@@ -133,6 +135,7 @@ def collect(places: Sequence[Path], found: Sequence[Run]) -> Report:
         groups=groups,
         curves=[runs.epochs(run.folder) for run in found],
         commands=[_command(run) for run in found],
+        machines=list(dict.fromkeys(_machine(run) for run in found if run.status == "completed")),
         notes=_notes(found),
         differences=_differences(found) if len(found) == 2 else [],
     )
@@ -146,6 +149,14 @@ def _command(run: Run) -> str:
         return shlex.join(["python", "-m", "vggexp.train", *flags, *map(str, overrides)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError):
         return ""
+
+
+def _machine(run: Run) -> str:
+    """The processor or GPU, the threads and the precision."""
+    device = str(run.result.get("device"))
+    if device == "cpu":
+        device = str((run.result.get("hardware") or {}).get("cpu"))
+    return f"{device}, {run.result.get('threads')} threads, {run.result.get('precision')}"
 
 
 def _revision(run: Run) -> str:

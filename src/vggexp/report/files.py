@@ -43,6 +43,7 @@ def _markdown(report: Report, figures: list[str]) -> str:
     if report.differences:
         lines += ["", _row(["differs", *(tables.short(run.folder) for run in report.runs)]), _row(["---"] * 3)]
         lines += [_row(list(row)) for row in report.differences]
+    lines += ["", *(f"Machine: {machine}." for machine in report.machines)]
     if report.notes:
         lines += ["", *(f"Note: {note}." for note in report.notes)]
     lines += ["", *(f"![{name}](figures/{name}.svg)" for name in figures)]

@@ -86,7 +86,7 @@ function draw(id, traces, how) {
 }
 
 function drawCurves(runs) {
-  const x = byId("curves-x").value, y = byId("curves-y").value, title = data.places[x];
+  const x = byId("curves-x").value, y = byId("curves-y").value, title = data.progress[x];
   const traces = runs.filter((run) => run.curve[x] && run.curve[y]).reverse().map((run) => ({
     type: "scatter", mode: run.curve.epoch.length > 20 ? "lines" : "lines+markers", x: run.curve[x], y: run.curve[y],
     line: { color: colour(run), width: 1.6 }, marker: { size: 5 }, opacity: 0.85, name: label(run),
@@ -327,7 +327,7 @@ function start() {
 
   byId("notes").replaceChildren(...data.notes.map((note) => make("p", note, "note")));
   options("status", ["", ...statuses]);
-  options("curves-x", Object.keys(data.places));
+  options("curves-x", Object.keys(data.progress));
   options("curves-y", data.curves, data.curves.includes(data.objective) ? data.objective : undefined);
   options("heatmap-x", data.axes, data.pair?.[0]);
   options("heatmap-y", data.axes, data.pair?.[1] ?? data.axes[1]);

@@ -10,7 +10,7 @@ from typing import Any
 
 from vggexp import record, runs, tables
 from vggexp.report.collect import COSTS, CURVES, SCORES, SEED, Report
-from vggexp.report.paper import PLACES, pair
+from vggexp.report.paper import PROGRESS, pair
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -47,7 +47,7 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
         "scores": [name for name in SCORES if any(run.number(name) is not None for run in report.runs)],
         "costs": [name for name in COSTS if any(run.number(name) is not None for run in report.runs)],
         "curves": [name for name in CURVES if name in logged],
-        "places": {name: text for name, text in PLACES.items() if name in logged},
+        "progress": {name: text for name, text in PROGRESS.items() if name in logged},
         "notes": report.notes,
         "differences": report.differences,
         "runs": [
@@ -60,7 +60,7 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
                 "numbers": {name: _finite(run.number(name)) for name in (*SCORES, *COSTS)},
                 "curve": {
                     name: [_finite(epoch.get(name)) for epoch in curve]
-                    for name in (*PLACES, *CURVES)
+                    for name in (*PROGRESS, *CURVES)
                     if any(name in epoch for epoch in curve)
                 },
                 "command": command,

@@ -16,8 +16,8 @@ from vggexp.report.collect import Group, Report, number_first, spread
 NAMED = 10
 """Groups that a figure tells apart, the best; the others are grey."""
 
-PLACES = {"epoch": "epoch", "train_seconds": "seconds of training"}
-"""What curves are drawn against."""
+PROGRESS = {"epoch": "epoch", "train_seconds": "seconds of training"}
+"""How far training is, which curves are drawn against."""
 
 STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
@@ -73,7 +73,7 @@ def _curves(report: Report, against: str) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         _time(axes)
-    axes.set_xlabel(PLACES[against])
+    axes.set_xlabel(PROGRESS[against])
     axes.set_ylabel(report.objective)
     _legend(axes)
     return figure

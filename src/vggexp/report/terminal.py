@@ -37,6 +37,8 @@ def show(report: Report, console: Console) -> None:
         _show_differences(report, console)
     for run in report.failures():
         console.print(f"{tables.short(run.folder)}: {run.status}: {run.reason}", soft_wrap=True)
+    for machine in report.machines:
+        console.print(f"machine   {machine}", soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True)
     if best := report.best():
