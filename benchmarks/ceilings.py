@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from vggexp import memory
+from vggexp.system import memory
 
 SECONDS = 1.5
 SHAPES = ((64, 64, 56), (64, 128, 28), (32, 256, 28), (32, 512, 14))

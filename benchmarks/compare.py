@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vggexp import record
+from vggexp.runs import manifest as record
 
 RUNS = (
     *(("chapter", "fp32"), ("torchvision", "fp32"), ("lightning", "fp32")),
@@ -51,8 +51,8 @@ def measure(module: str, *args: str) -> dict[str, float]:
 
 def operations(size: int, ratio: int = 4) -> float:
     """Of training on one image, forward and backward; the first layer's input needs no gradient."""
-    from vggexp import compose
-    from vggexp.price import price
+    from vggexp.config import compose
+    from vggexp.inspection.cost import price
 
     options = ["model=vgg11", f"model.ratio={ratio}", f"data.resize={size}", "data.batch_size=1", "trainer=cpu"]
     (cfg,), _ = compose.configs(compose.parse(options))
@@ -155,7 +155,7 @@ def overhead(rounds: list[dict[tuple[str, str], dict[str, float]]], precision: s
 
 
 def bars(path: Path, rows: list[list[str]], title: str) -> None:
-    from vggexp import figures
+    from vggexp.inspection import figures
 
     values: dict[str, dict[str, list[float | None]]] = {title: {"": [float(row[2]) for row in rows]}}
     figures.bars([f"{row[0]} {row[1]}" for row in rows], values, path)

@@ -36,6 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vggexp.system import paths
+
 BATCH, RATIO, LR, WORKERS, CLASSES = 128, 4, 0.001, 4, 10
 Batches = Any
 """What can be gone through again and again: pairs of (N, 1, S, S) float32 images and (N,) int64 labels."""
@@ -66,7 +68,7 @@ def pil_batches(size: int, images: int, workers: int = WORKERS) -> Batches:
     folder = Path(tempfile.mkdtemp()) / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     for name in files:
-        (folder / name).symlink_to(idx.cache_folder(None) / idx.FASHION_MNIST.name / name)
+        (folder / name).symlink_to(paths.cache(None) / idx.FASHION_MNIST.name / name)
     steps = transforms.Compose([transforms.Resize(size), transforms.ToTensor()])
     data = torch.utils.data.Subset(datasets.FashionMNIST(str(folder.parents[1]), transform=steps), range(images))
     warnings.filterwarnings("ignore", ".*worker processes.*")  # the chapter asks for four, whatever the machine
@@ -133,9 +135,9 @@ def torchvision(size: int, name: str, images: int) -> Callable[[], None]:
 
 def bare(size: int, name: str, images: int) -> Callable[[], None]:
     """The same network, order, resize, dropout, optimizer and sums as ours."""
-    from vggexp import memory
     from vggexp.data import FashionMNIST
     from vggexp.models import VGG
+    from vggexp.system import memory
 
     memory.keep_freed()
     net = VGG("vgg11", ratio=RATIO, image_size=size).to(DEVICE, memory_format=torch.channels_last)

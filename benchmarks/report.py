@@ -8,14 +8,15 @@ import time
 from itertools import product
 from pathlib import Path
 
-from vggexp import compose, record, runs
+from vggexp.config import compose
+from vggexp.runs import layout, manifest
 
 EPOCHS = 10
 
 
 def main() -> None:
     (cfg,), _ = compose.configs(compose.parse(["trainer=cpu"]))
-    manifest = record.manifest(cfg)
+    manifest = manifest.collect(cfg)
     with tempfile.TemporaryDirectory() as root:
         for n, (resize, lr, seed) in enumerate(product(range(32, 132, 10), range(1, 11), range(10))):
             folder = Path(root) / str(n)
@@ -25,9 +26,9 @@ def main() -> None:
             content["config"]["seed"] = seed
             score = 0.8 + resize / 1e3 + lr / 1e3 + seed / 1e4
             content |= {"status": "completed", "val/acc": score, "test/acc": score - 0.01, "seconds": resize * 2.0}
-            record.write(folder, content)
+            manifest.write(folder, content)
             rows = [f"{e},{e},{2 - e / 10},{0.5 + e / 30},{(e + 1) * resize}\n" for e in range(EPOCHS)]
-            (folder / runs.METRICS).write_text("".join(["step,epoch,train/loss,val/acc,train_seconds\n", *rows]))
+            (folder / layout.METRICS).write_text("".join(["step,epoch,train/loss,val/acc,train_seconds\n", *rows]))
             (folder / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n")
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "vggexp.report", root], check=True, stdout=subprocess.DEVNULL)

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from benchmarks.ceilings import median
 from benchmarks.compare import hardware, write
-from vggexp import compose, memory
-from vggexp.build import construct, datamodule, network
-from vggexp.price import price
+from vggexp.config import compose
+from vggexp.config.instantiate import construct, datamodule, network
+from vggexp.inspection.cost import price
+from vggexp.system import memory
 
 BASE = {"model": "vgg11", "model.ratio": 4, "data.resize": 96, "data.batch_size": 128, "threads": os.cpu_count() or 1}
 AXES: dict[str, list[Any]] = {

@@ -24,10 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.compare import hardware, write
 from benchmarks.loops import BATCH, LR, RATIO, chapter_network
-from vggexp import memory
 from vggexp.models import VGG, maxpool
+from vggexp.models.cpu.fused import Block
 from vggexp.models.layers import Dropout
-from vggexp.models.pieces import Block
+from vggexp.system import memory
 
 TECHNIQUES = (
     "the chapter's step",

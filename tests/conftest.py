@@ -11,10 +11,12 @@ from typing import NamedTuple
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from vggexp import compose, record
+from vggexp.config import compose
+from vggexp.config.schema import Config
 from vggexp.data import idx
 from vggexp.errors import UserError
-from vggexp.schema import Config
+from vggexp.runs import manifest
+from vggexp.system import paths
 
 pytest_plugins = ["trials"]  # of tests/faults
 
@@ -42,10 +44,10 @@ def configure(*overrides: str) -> Config:
 
 
 def vggexp(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m vggexp.ARGS` as a user would."""
+    """Runs `vggexp ARGS` as a user would."""
     paths = os.pathsep.join([str(TESTS), *filter(None, [env.pop("PYTHONPATH", "")])])
     return subprocess.run(
-        [sys.executable, "-m", f"vggexp.{args[0]}", *args[1:]],
+        [sys.executable, "-m", "vggexp", *args],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": paths} | env,
         capture_output=True,
@@ -70,7 +72,7 @@ def _folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     root = synthetic.write(tmp_path_factory.mktemp("synthetic"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VGGEXP_TEST_ROOT", str(root))
-        patch.setenv("VGGEXP_REAL_CACHE", str(idx.cache_folder(None)))
+        patch.setenv("VGGEXP_REAL_CACHE", str(paths.cache(None)))
         patch.setenv("VGGEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -97,7 +99,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """Trains in this process on the synthetic set."""
-    from vggexp.run import run
+    from vggexp.training.run import run
 
     def call(*overrides: str) -> Run:
         cfg = configure(*QUICK, *overrides)
@@ -111,14 +113,14 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 def trained(train: Callable[..., Run]) -> Run:
     """A finished run of two epochs, to look at, with its record as the command leaves it."""
     done = train()
-    record.write(done.folder, record.manifest(done.cfg) | {"status": "completed"} | done.result)
+    manifest.write(done.folder, manifest.collect(done.cfg) | {"status": "completed"} | done.result)
     return done
 
 
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No C++ compiler is found, so that no kernels can be made."""
-    from vggexp.models import kernels
+    from vggexp.models.cpu import compiler as kernels
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     kernels.library.cache_clear()

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 from conftest import QUICK, Run, configure, refusal
 from synthetic import SyntheticMNIST
 from vggexp.data.augment import augment
-from vggexp.run import run
-from vggexp.signals import Interrupted, Signals
+from vggexp.system.signals import Interrupted, Signals
+from vggexp.training.run import run
 
 IMAGES = torch.arange(1, 1 + 200 * 28 * 28).remainder(251).add(1).byte().view(200, 28, 28)
 

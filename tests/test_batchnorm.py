@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vggexp.models import batchnorm
-from vggexp.models.pieces import Block
+from vggexp.models.cpu import batchnorm
+from vggexp.models.cpu.fused import Block
 
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """How far the largest difference may be off, as a share of the largest value."""

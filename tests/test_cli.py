@@ -66,7 +66,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     done = vggexp("train", *QUICK, "debug=fast", "hydra.run.dir=outputs/run", cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
-    where = "import vggexp.compose as c; print(c.CONF)"
+    where = "import vggexp.config.compose as c; print(c.CONF)"
     env = os.environ | {"PYTHONPATH": str(installed)}
     conf = subprocess.run([sys.executable, "-c", where], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip  # noqa: E501
     assert conf.stdout.strip() == str(installed / "vggexp" / "conf")

@@ -10,12 +10,13 @@ import pytest
 from torch import nn
 
 from conftest import TESTS, TINY, configure, vggexp
-from vggexp import compose
-from vggexp.build import network
+from vggexp.config import compose
+from vggexp.config.instantiate import network
 from vggexp.errors import UserError
+from vggexp.system import paths
 
 CHOICES = [
-    f"{group.name}={file.stem}" for group in sorted(Path(compose.CONF).iterdir()) if group.is_dir()
+    f"{group.name}={file.stem}" for group in sorted(Path(paths.CONF).iterdir()) if group.is_dir()
     for file in sorted(group.glob("*.yaml"))
 ]  # fmt: skip
 
@@ -64,7 +65,7 @@ def test_a_plain_vgg_trains_on_all_training_images_and_is_tested_once(name: str)
     assert {layer.kernel_size for layer in layers if isinstance(layer, nn.Conv2d)} == {(3, 3)}
 
 
-@pytest.mark.parametrize("path", sorted(Path(compose.CONF, "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(Path(paths.CONF, "experiment").glob("*.yaml")), ids=lambda p: p.stem)
 def test_experiment_files_begin_with_their_command(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == "# @package _global_"
@@ -182,7 +183,7 @@ def test_rerunning_a_pickle_is_refused() -> None:
 
 
 def test_names_of_runs_differ_between_processes() -> None:
-    code = "from vggexp.compose import run_name; print(run_name() == run_name(), run_name())"
+    code = "from vggexp.config.compose import run_name; print(run_name() == run_name(), run_name())"
     command = [sys.executable, "-c", code]
     names = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert all(name.startswith("True") for name in names)

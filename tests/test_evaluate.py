@@ -1,4 +1,4 @@
-"""`vggexp.evaluate` repeats the run's numbers to the bit, and its tables and pictures are those of the predictions."""
+"""`vggexp.inference.evaluate` repeats the run's numbers to the bit, and its tables and pictures are those of the predictions."""
 
 import csv
 import json
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from conftest import Run, refusal, vggexp
 from synthetic import TEST, SyntheticMNIST
-from vggexp import trained as networks
-from vggexp.evaluate import evaluate
+from vggexp.inference import load as networks
+from vggexp.inference.evaluate import evaluate
 
 # Times the last layer's weights, so that some bins of confidence lie above and others below their accuracy.
 SHARPER = 5
@@ -96,7 +96,7 @@ def test_tables_are_those_of_the_predictions(trained: Run, tmp_path: Path) -> No
 def test_mistakes_are_shown_the_most_confident_first(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vggexp import figures
+    from vggexp.inspection import figures
 
     shown: list[tuple[torch.Tensor, list[str]]] = []
     monkeypatch.setattr(figures, "gallery", lambda images, captions, title, path: shown.append((images, captions)))

@@ -1,4 +1,4 @@
-"""What `vggexp.export` writes gives the network's answers in other programs."""
+"""What `vggexp.inference.export` writes gives the network's answers in other programs."""
 
 import json
 import shutil
@@ -13,11 +13,13 @@ from safetensors import safe_open
 
 from conftest import Run, refusal, vggexp
 from synthetic import FILES
-from vggexp import export, record, weights
-from vggexp import trained as networks
-from vggexp.build import network
+from vggexp.checkpoints import pretrained as weights
+from vggexp.config.instantiate import network
 from vggexp.data import idx
 from vggexp.data.resize import resize
+from vggexp.inference import export
+from vggexp.inference import load as networks
+from vggexp.runs import manifest
 
 PIXELS = idx.parse(FILES[idx.TEST_IMAGES])
 
@@ -33,7 +35,7 @@ def ready(pixels: np.ndarray) -> torch.Tensor:
 
 def test_a_network_that_looks_twice_is_exported_so(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train("step.test_time_flip=true", "trainer.max_epochs=1")
-    record.write(run.folder, record.manifest(run.cfg) | {"status": "completed"} | run.result)
+    manifest.write(run.folder, manifest.collect(run.cfg) | {"status": "completed"} | run.result)
     found = networks.load(str(run.folder), {"allowed_packages": ["synthetic"]})
     export.export(found, tmp_path, ["onnx", "safetensors"])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])

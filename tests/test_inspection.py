@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from conftest import QUICK, TINY, Run, configure, vggexp
 from test_sweep import started
-from vggexp import checkpoint, record
-from vggexp.build import datamodule
+from vggexp.checkpoints import file as checkpoint
+from vggexp.config.instantiate import datamodule
 from vggexp.inspection import distributions, inspection, pictures, projection
-from vggexp.module import Classifier
+from vggexp.runs import manifest
+from vggexp.training.classifier import Classifier
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 ALL = ("inspect=default", "trainer.log_every_n_steps=2")
@@ -224,7 +225,7 @@ def test_mlflow_has_numbers_pictures_and_the_same_run_after_a_stop(
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     (experiment,) = [each for each in client.search_experiments() if each.name == "vggexp"]
     (run,) = client.search_runs([experiment.experiment_id])
-    result = record.read(tmp_path / "outputs" / "run")
+    result = manifest.load(tmp_path / "outputs" / "run", "")
     assert run.data.metrics["final/test/acc"] == pytest.approx(result["test/acc"])
     assert run.data.params["data.resize"] == "32"
     assert len(client.get_metric_history(run.info.run_id, "val/acc")) == 3

@@ -15,7 +15,8 @@ import pytest
 
 from conftest import QUICK, TESTS, configure, refusal, vggexp
 from test_sweep import ONE_THREAD, SCORES, SMALL, results, scores, started, wait_for
-from vggexp import compose, record
+from vggexp.config import compose
+from vggexp.runs import manifest
 
 GRID = ("-m", *SMALL, "data.resize=32,33")
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -201,7 +202,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]
     folder = tmp_path_factory.mktemp("ddp")
     done = vggexp("train", *QUICK, *DDP, "hydra.run.dir=outputs/run", cwd=folder, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    return record.read(folder / "outputs" / "run")
+    return manifest.load(folder / "outputs" / "run", "")
 
 
 def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
@@ -211,7 +212,7 @@ def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (cwd / "outputs").iterdir()
-    result = record.read(folder)
+    result = manifest.load(folder, "")
     assert [result[name] for name in SCORES] == [expected[name] for name in SCORES]
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import QUICK, configure, refusal
-from vggexp.build import datamodule
-from vggexp.callbacks.limits import FiniteLoss
-from vggexp.module import Classifier
+from vggexp.config.instantiate import datamodule
+from vggexp.training.callbacks.limits import FiniteLoss
+from vggexp.training.classifier import Classifier
 
 
 class Spoiled(Classifier):

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from conftest import configure
-from vggexp.build import construct, locate
+from vggexp.config.instantiate import construct, locate
 from vggexp.errors import UserError
-from vggexp.module import Classifier
+from vggexp.training.classifier import Classifier
 
 
 def classifier(*options: str) -> Classifier:
@@ -71,7 +71,7 @@ def test_hyperparameters_are_plain_python() -> None:
 
 def rates(name: str, steps: int, **options: float) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    scheduler = construct(LRScheduler, {"_target_": f"vggexp.schedules.{name}", **options}, optimizer, steps)
+    scheduler = construct(LRScheduler, {"_target_": f"vggexp.training.schedules.{name}", **options}, optimizer, steps)
     found = []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -116,7 +116,7 @@ def test_schedules_bear_the_shortest_runs(name: str, steps: int) -> None:
     assert all(0 <= rate <= 0.5 for rate in rates(name, steps))
 
 
-@pytest.mark.parametrize("target", ["vggexp.nowhere.X", "vggexp.models.Nope", "vggexp.data.idx.subprocess", "vggexp.record.Path"])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("target", ["vggexp.nowhere.X", "vggexp.models.Nope", "vggexp.data.idx.subprocess", "vggexp.runs.manifest.Path"])  # fmt: skip  # noqa: E501
 def test_targets_that_are_not_the_packages_own_are_refused(target: str) -> None:
     with pytest.raises(UserError, match=f"_target_={target}"):
         locate(target, object)

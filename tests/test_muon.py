@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from conftest import Run
-from vggexp import muon
 from vggexp.models import VGG
-from vggexp.muon import Muon, orthogonal
+from vggexp.training import muon
+from vggexp.training.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (64, 64), (100, 10)])

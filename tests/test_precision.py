@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from conftest import QUICK, Run, configure
-from vggexp import precision, record, trained
+from vggexp.config import precision
 from vggexp.errors import UserError
-from vggexp.run import run
+from vggexp.inference import load as trained
+from vggexp.runs import manifest
+from vggexp.training.run import run
 
 
 @pytest.mark.parametrize(("native", "meant"), [(True, "bf16-mixed"), (False, "32-true")])
@@ -33,7 +35,7 @@ def test_what_auto_meant_is_said_recorded_and_kept(
     assert "trainer.precision=auto: bf16-mixed" in capsys.readouterr().out
     assert done.result["precision"] == "bf16-mixed"
     assert done.cfg.trainer.precision == "auto"
-    record.write(done.folder, record.manifest(done.cfg) | {"status": "completed"} | done.result)
+    manifest.write(done.folder, manifest.collect(done.cfg) | {"status": "completed"} | done.result)
 
     monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
     assert trained.load(str(done.folder), {"allowed_packages": ["synthetic"]}).cfg.trainer.precision == "bf16-mixed"

@@ -1,4 +1,4 @@
-"""`vggexp.predict` sees in a file what the network saw in the data set."""
+"""`vggexp.inference.predict` sees in a file what the network saw in the data set."""
 
 import csv
 import gzip
@@ -13,11 +13,11 @@ from PIL import Image
 
 from conftest import Run, refusal, vggexp
 from synthetic import FILES, encode
-from vggexp import images
-from vggexp import trained as networks
 from vggexp.data import idx
+from vggexp.data import pictures as images
 from vggexp.data.resize import resize
-from vggexp.predict import predict
+from vggexp.inference import load as networks
+from vggexp.inference.predict import predict
 
 PIXELS = idx.parse(FILES[idx.TEST_IMAGES])
 

@@ -12,9 +12,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from conftest import Run, refusal, vggexp
-from vggexp import record, runs
 from vggexp.report import __main__ as command
 from vggexp.report import collect, paper
+from vggexp.runs import layout, manifest
+from vggexp.runs import read as runs
 
 Sweep = Callable[..., Path]
 
@@ -30,13 +31,13 @@ def sweep(trained: Run, tmp_path: Path) -> Sweep:
                 for seed in seeds:
                     run = folder / str(n)
                     (run / ".hydra").mkdir(parents=True)
-                    result = json.loads((trained.folder / record.RESULT).read_text())
+                    result = json.loads((trained.folder / layout.RESULT).read_text())
                     result["config"]["data"]["resize"] = result["config"]["model"]["image_size"] = resize
                     result["config"]["optimizer"]["lr"] = lr
                     result["config"]["seed"] = seed
                     result |= {"val/acc": score(resize, lr, seed), "seconds": resize / 2 + n}
-                    record.write(run, result)
-                    shutil.copy(trained.folder / runs.METRICS, run)
+                    manifest.write(run, result)
+                    shutil.copy(trained.folder / layout.METRICS, run)
                     (run / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n- seed={seed}\n")
                     n += 1
         return folder
@@ -49,7 +50,7 @@ def score(resize: int, lr: float, seed: int) -> float:
 
 
 def change(folder: Path, **values: Any) -> None:
-    record.write(folder, record.read(folder) | values)
+    manifest.write(folder, manifest.load(folder, "") | values)
 
 
 def report(*folders: Path) -> collect.Report:
@@ -77,11 +78,11 @@ def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_p
     folder = sweep(seeds=(0,))
     change(folder / "0", status="running")
     change(folder / "1", status="failed", reason="data.val_size=400: too large")
-    (folder / "2" / record.RESULT).write_text('{"status": "comp')
-    (folder / "3" / runs.METRICS).write_text("step,epoch,train/loss\n0,0,1.5\n1,1,")  # a row that is being written
+    (folder / "2" / layout.RESULT).write_text('{"status": "comp')
+    (folder / "3" / layout.METRICS).write_text("step,epoch,train/loss\n0,0,1.5\n1,1,")  # a row that is being written
     (folder / "empty").mkdir()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with record.hold(folder / "0", "x"):
+    with manifest.lock(folder / "0", "x"):
         states = {run.folder.name: run.status for run in runs.find([folder])}
     assert states == {"0": "running", "1": "failed", "2": "unreadable", "3": "completed"}
     made = report(folder)
@@ -92,14 +93,14 @@ def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_p
     }
     assert made.curves[3] == [{"epoch": 1, "train/loss": 1.5, "step": 0.0}]
     assert command.main([str(folder), f"output={tmp_path / 'out'}"]) == 0
-    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != record.LOCK}
-    assert after == {path: content for path, content in before.items() if path.name != record.LOCK}
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != layout.LOCK}
+    assert after == {path: content for path, content in before.items() if path.name != layout.LOCK}
 
 
 def test_jobs_that_have_not_begun_are_waiting(sweep: Sweep) -> None:
     folder = sweep(seeds=(0,))
     jobs = [{"folder": str(n), "config_hash": "", "overrides": []} for n in range(5)]
-    (folder / record.SWEEP).write_text(json.dumps({"jobs": jobs}))
+    (folder / layout.SWEEP).write_text(json.dumps({"jobs": jobs}))
     assert [run.status for run in runs.find([folder])] == ["completed"] * 4 + ["waiting"]
 
 
@@ -120,7 +121,7 @@ def test_the_files_hold_what_the_runs_hold(sweep: Sweep, tmp_path: Path, capsys:
     out = capsys.readouterr().out
     assert "12 runs in" in out
     assert "11 completed, 1 failed" in out
-    result = record.read(folder / "0")
+    result = manifest.load(folder / "0", "")
     machine = f"{result['hardware']['cpu']}, {result['threads']} threads, {result['precision']}"
     assert f"machine   {machine}\n" in out
     assert f"Machine: {machine}." in (folder / "report" / "report.md").read_text()
@@ -142,7 +143,7 @@ def test_the_files_hold_what_the_runs_hold(sweep: Sweep, tmp_path: Path, capsys:
 
 def test_two_runs_are_compared(sweep: Sweep, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = sweep(seeds=(0,))
-    change(folder / "3", versions=record.read(folder / "3")["versions"] | {"torch": "3.0"})
+    change(folder / "3", versions=manifest.load(folder / "3", "")["versions"] | {"torch": "3.0"})
     assert command.main([str(folder / "0"), str(folder / "3"), f"output={tmp_path / 'out'}"]) == 0
     differences = {row[0]: row[1:] for row in report(folder / "0", folder / "3").differences}
     assert differences["config.data.resize"] == ("32", "64")
@@ -170,7 +171,7 @@ def test_the_command_shows_the_last_sweep(sweep: Sweep, tmp_path: Path) -> None:
     folder = sweep("outputs/newer", seeds=(0,))
     for name, started in (("older", "2026-01-01"), ("newer", "2026-01-02")):
         content = {"started": started, "jobs": [], "arguments": []}
-        (tmp_path / "outputs" / name / record.SWEEP).write_text(json.dumps(content))
+        (tmp_path / "outputs" / name / layout.SWEEP).write_text(json.dumps(content))
     done = vggexp("report", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 runs in outputs/newer" in done.stdout

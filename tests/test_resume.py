@@ -13,10 +13,13 @@ import pytest
 
 from conftest import QUICK, TESTS, Run, configure, refusal, vggexp
 from test_run import logged
-from vggexp import checkpoint, record, resume, trust
-from vggexp.csvlog import CSVLogger
-from vggexp.run import run
-from vggexp.store import Store
+from vggexp.checkpoints import file as checkpoint
+from vggexp.checkpoints.io import Store
+from vggexp.config import policy
+from vggexp.inspection.csvlog import CSVLogger
+from vggexp.runs import manifest, resume
+from vggexp.runs import manifest as record
+from vggexp.training.run import run
 
 
 @pytest.mark.parametrize(
@@ -112,13 +115,13 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_going_on_is_not_resumed(trained: Run, tmp_path: Path) -> None:
-    record.write(tmp_path, record.read(trained.folder) | {"status": "running"})
-    assert not record.is_held(tmp_path)
-    with record.hold(tmp_path, "resume=x"):
-        assert record.is_held(tmp_path)
+    manifest.write(tmp_path, manifest.load(trained.folder, "") | {"status": "running"})
+    assert not manifest.is_locked(tmp_path)
+    with manifest.lock(tmp_path, "resume=x"):
+        assert manifest.is_locked(tmp_path)
 
         def hold() -> None:
-            with record.hold(tmp_path, "resume=x", seconds=0.1):
+            with manifest.lock(tmp_path, "resume=x", seconds=0.1):
                 pass
 
         assert f"resume=x: is running, as process {os.getpid()}" in refusal(hold)
@@ -147,12 +150,12 @@ def test_metrics_csv_keeps_whole_rows_below_the_step_and_takes_new_columns(tmp_p
 
 def test_runs_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    trust.check_place("outputs/a", "key")
+    policy.check_place("outputs/a", "key")
     for place in ("outputs", "elsewhere", "outputs/../a", "/tmp/a", "outputsider/a"):
-        assert refusal(lambda place=place: trust.check_place(place, "key")).startswith(f"key={place}: lies outside")
+        assert refusal(lambda place=place: policy.check_place(place, "key")).startswith(f"key={place}: lies outside")
     monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path / "scratch"))
-    trust.check_place(str(tmp_path / "scratch" / "a"), "key")
-    assert "lies outside" in refusal(lambda: trust.check_place("outputs/a", "key"))
+    policy.check_place(str(tmp_path / "scratch" / "a"), "key")
+    assert "lies outside" in refusal(lambda: policy.check_place("outputs/a", "key"))
 
 
 def test_metrics_csv_is_whole_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from conftest import QUICK, TESTS, Run, configure, vggexp
 from synthetic import TEST, SyntheticMNIST
-from vggexp import record
 from vggexp.errors import UserError
-from vggexp.module import Classifier
-from vggexp.run import run
+from vggexp.runs import layout
+from vggexp.runs import manifest as record
+from vggexp.training.classifier import Classifier
+from vggexp.training.run import run
 
 SCORES = {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"}
 
@@ -192,18 +193,18 @@ def test_what_the_machine_or_the_data_cannot_do_is_one_line(override: str, words
 
 
 def test_a_claimed_folder_is_refused_to_a_second_run(tmp_path: Path) -> None:
-    record.claim(tmp_path / "a", record.RESULT, {}, "hydra.run.dir")
+    record.claim(tmp_path / "a", layout.RESULT, {}, "hydra.run.dir")
     with pytest.raises(UserError, match=r"hydra\.run\.dir=.*holds a run already"):
-        record.claim(tmp_path / "a", record.RESULT, {}, "hydra.run.dir")
+        record.claim(tmp_path / "a", layout.RESULT, {}, "hydra.run.dir")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="can be written"):
-        record.claim(tmp_path / "file", record.RESULT, {}, "hydra.run.dir")
+        record.claim(tmp_path / "file", layout.RESULT, {}, "hydra.run.dir")
 
 
 def test_of_many_that_claim_a_folder_at_once_one_succeeds(tmp_path: Path) -> None:
     def claim(_: int) -> bool:
         try:
-            record.claim(tmp_path / "a", record.RESULT, {}, "hydra.run.dir")
+            record.claim(tmp_path / "a", layout.RESULT, {}, "hydra.run.dir")
         except UserError:
             return False
         return True

@@ -13,7 +13,10 @@ import pytest
 
 from conftest import QUICK, refusal, vggexp
 from test_sweep import ONE_THREAD, results, started, wait_for
-from vggexp import compose, record, runs, search
+from vggexp.config import compose
+from vggexp.jobs import search
+from vggexp.runs import manifest
+from vggexp.runs import read as runs
 from vggexp.train import _start_sweep
 
 SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")
@@ -100,7 +103,7 @@ def test_a_pruned_run_can_be_trained_to_its_end(whole: tuple[Path, str], tmp_pat
     shutil.copytree(whole[0] / pruned, folder)
     done = vggexp("train", f"resume={folder}", "allowed_packages=[synthetic]", **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    result = record.read(folder)
+    result = manifest.load(folder, "")
     assert (result["status"], result["epochs"]) == ("completed", 3)
 
 

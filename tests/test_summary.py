@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 
 from conftest import configure, vggexp
-from vggexp.price import measure, price
+from vggexp.inspection.cost import measure, price
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -17,8 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from conftest import QUICK, TESTS, refusal, vggexp
-from vggexp import compose, job, overview, record, runs, sweep
-from vggexp.grid import _labels
+from vggexp.config import compose
+from vggexp.jobs import job, overview, sweep
+from vggexp.jobs.grid import _labels
+from vggexp.runs import layout, manifest
+from vggexp.runs import manifest as record
+from vggexp.runs import read as runs
 from vggexp.train import _start_sweep
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
@@ -28,7 +32,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{record.RESULT}"))}
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{layout.RESULT}"))}
 
 
 def scores(folder: Path) -> dict[str, list[float]]:
@@ -59,7 +63,7 @@ def wait_for(folder: Path, *statuses: str, number: int = 1) -> list[runs.Run]:
     """Until so many jobs have one of the statuses."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
-        found = [runs.read(path.parent) for path in folder.glob(f"*/{record.RESULT}")]
+        found = [runs.read(path.parent) for path in folder.glob(f"*/{layout.RESULT}")]
         if len(found := [run for run in found if run.status in statuses]) >= number:
             return found
         time.sleep(0.05)
@@ -96,7 +100,7 @@ def test_a_job_gives_the_numbers_that_it_gives_alone(
     args = ["data.resize=33", "optimizer.lr=0.002", "hydra.run.dir=outputs/alone"]
     alone = vggexp("train", *SMALL, *args, cwd=tmp_path, **ONE_THREAD)
     assert alone.returncode == 0, alone.stderr
-    result = record.read(tmp_path / "outputs" / "alone")
+    result = manifest.load(tmp_path / "outputs" / "alone", "")
     assert scores(grid[0])[result["config_hash"]] == [result[name] for name in SCORES]
 
 
@@ -208,11 +212,11 @@ def test_a_job_of_a_stopped_sweep_does_not_begin(tmp_path: Path, monkeypatch: py
     with compose.session(compose.parse(["-m", *SMALL, "hydra.sweep.dir=outputs/stopped"])) as session:
         folder = tmp_path / "outputs" / "stopped" / "0"
         folder.mkdir(parents=True)
-        (folder.parent / job.STOP).touch()
+        (folder.parent / layout.STOP).touch()
         OmegaConf.update(session.raw.hydra, "runtime.output_dir", str(folder))
         HydraConfig.instance().set_config(OmegaConf.create({"hydra": session.raw.hydra}))
         assert job.of_sweep(session.raw) == 130
-    assert not (folder / record.RESULT).exists()
+    assert not (folder / layout.RESULT).exists()
 
 
 def test_a_job_that_is_killed_takes_no_other_along(tmp_path: Path) -> None:
@@ -254,7 +258,7 @@ def test_what_a_sweep_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "is the name of two jobs" in refusal(
         lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/a", "hydra.sweep.subdir=a"])
     )
-    record.claim(tmp_path / "outputs" / "run", record.RESULT, {}, "")
+    record.claim(tmp_path / "outputs" / "run", layout.RESULT, {}, "")
     assert "holds a run already" in refusal(lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/run"]))
 
 

@@ -11,7 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from conftest import QUICK, TESTS, Run, refusal, vggexp
-from vggexp import record, runs, tensorboard
+from vggexp.commands import tensorboard
+from vggexp.runs import manifest
+from vggexp.runs import read as runs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(sweep: Path) -> Iterator[str]:
     """TensorBoard as the command opens it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "vggexp.tensorboard", "last", "port=0"],
+        [sys.executable, "-m", "vggexp.commands.tensorboard", "last", "port=0"],
         cwd=sweep.parents[1],
         env=os.environ | {"PYTHONPATH": str(TESTS)},
         stdout=subprocess.PIPE,
@@ -81,7 +83,7 @@ def test_scalars_are_those_of_the_run(page: Page, url: str, sweep: Path) -> None
     page.get_by_role("combobox", name="Filter tags (regex)").fill("^test/loss$")
     card = page.locator("scalar-card").first
     for n in (0, 1):
-        expect(card).to_contain_text(f"{record.read(sweep / str(n))['test/loss']:.4f}")
+        expect(card).to_contain_text(f"{manifest.load(sweep / str(n), '')['test/loss']:.4f}")
 
 
 def test_the_three_stages_share_a_chart(page: Page, url: str) -> None:
@@ -110,7 +112,7 @@ def test_hparams_compare_the_runs_by_real_results(page: Page, url: str, sweep: P
     expect(table).to_contain_text("test/acc")
     expect(table).not_to_contain_text("hp_metric")
     for n, name in enumerate(NAMES):
-        loss = record.read(sweep / str(n))["test/loss"]
+        loss = manifest.load(sweep / str(n), "")["test/loss"]
         expect(table.get_by_role("row", name=re.compile(f"^{name} .* {loss:.4f} "))).to_be_attached()
 
 

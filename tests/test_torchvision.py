@@ -6,8 +6,8 @@ import torchvision
 from torchvision.models import get_model_weights
 
 from conftest import configure
+from vggexp.inspection.cost import price
 from vggexp.models import VGG
-from vggexp.price import price
 
 DEPTHS, NORMED = (11, 13, 16, 19), (False, True)
 

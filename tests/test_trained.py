@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from conftest import Run, refusal
-from vggexp import record
-from vggexp import trained as networks
-from vggexp.schema import Config
+from vggexp.config.schema import Config
+from vggexp.inference import load as networks
+from vggexp.runs import manifest
 
 TRUST = {"allowed_packages": ["synthetic"]}
 
@@ -46,17 +46,17 @@ def test_a_checkpoint_alone_is_enough(copy: Path, tmp_path: Path) -> None:
 
 
 def test_last_is_the_run_that_started_last_alone_or_in_a_sweep(copy: Path, tmp_path: Path) -> None:
-    content = record.read(copy)
+    content = manifest.load(copy, "")
     for name, started in (("b", "2026-01-01T00:00:01+00:00"), ("sweep/1", "2026-01-01T00:00:02+00:00"), ("c", "2025")):
         folder = shutil.copytree(copy, tmp_path / "outputs" / name)
-        record.write(folder, content | {"started": started})
+        manifest.write(folder, content | {"started": started})
     assert networks.find("last", tmp_path / "outputs").parent.parent.name == "1"
     assert "train one" in refusal(lambda: networks.find("last", tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(("status", "reason"), [("running", "killed"), ("interrupted", "Ctrl-C"), ("failed", "Ctrl-C")])
 def test_a_run_that_never_finished_is_named_with_what_can_be_done(status: str, reason: str, copy: Path) -> None:
-    record.write(copy, record.read(copy) | {"status": status, "reason": "Ctrl-C"})
+    manifest.write(copy, manifest.load(copy, "") | {"status": status, "reason": "Ctrl-C"})
     message = refusal(lambda: load(copy))
     for word in (str(copy), status, reason, f"run={copy / 'checkpoints' / 'best.ckpt'}"):
         assert word in message
@@ -130,6 +130,6 @@ def test_classes_named_by_a_checkpoint_must_be_allowed_by_the_caller(copy: Path)
 
 
 def test_a_url_is_refused() -> None:
-    from vggexp import checkpoint
+    from vggexp.checkpoints import file as checkpoint
 
     assert "download" in refusal(lambda: checkpoint.read(Path("https://example.org/x.ckpt"), "run"))

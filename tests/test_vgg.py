@@ -155,7 +155,7 @@ def test_without_hidden_units_one_linear_layer_classifies() -> None:
 def test_every_network_learns_as_configured(arch: str, real_cache: str) -> None:
     """On real images the loss falls below ln 10 − 0.3, which a dead network never does."""
     from conftest import configure
-    from vggexp.module import Classifier
+    from vggexp.training.classifier import Classifier
 
     size = 96 if arch == "alexnet" else 32
     cfg = configure(f"model={arch}", "model.ratio=8", f"data.resize={size}", f"data.cache_dir={real_cache}")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import Run, refusal, vggexp
-from vggexp import weights
+from vggexp.checkpoints import pretrained as weights
 from vggexp.models import VGG, AlexNet
 
 SMALL = {"ratio": 32, "image_size": 32}

@@ -1,3 +1,32 @@
-"""VGG networks on Fashion-MNIST: train, sweep, inspect and compare."""
+"""VGG networks on Fashion-MNIST: train, sweep, inspect and compare.
+
+    from vggexp import VGG, AlexNet, FashionMNIST, UserError, load
+
+Each name is imported when it is first used, so that `import vggexp` loads nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vggexp.data import FashionMNIST
+    from vggexp.errors import UserError
+    from vggexp.inference.load import load
+    from vggexp.models import VGG, AlexNet
 
 __version__ = "0.1.0"
+__all__ = ["VGG", "AlexNet", "FashionMNIST", "UserError", "__version__", "load"]
+
+_HOMES = {
+    "AlexNet": "vggexp.models",
+    "FashionMNIST": "vggexp.data",
+    "UserError": "vggexp.errors",
+    "VGG": "vggexp.models",
+    "load": "vggexp.inference.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vggexp import record
-from vggexp.callbacks.history import SCORES
+from vggexp.runs import manifest
+from vggexp.training.callbacks.history import SCORES
 
 TIMES = {"images_per_second", "train_seconds", "seconds", "Throughput"}
 """What is measured with a clock, and so differs from run to run."""
@@ -19,7 +19,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     del last["hyper_parameters"]
     best = folder / "checkpoints" / "best.ckpt"
-    result = record.read(folder)
+    result = manifest.load(folder, "")
     events = EventAccumulator(str(folder)).Reload()
     with open(folder / "metrics.csv") as file:
         rows = [{k: v for k, v in row.items() if k not in TIMES and v} for row in csv.DictReader(file)]

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from vggexp import checkpoint, record, store
-from vggexp.callbacks.saver import Saver
-from vggexp.module import Classifier
+from vggexp.checkpoints import file as checkpoint
+from vggexp.checkpoints import io as store
+from vggexp.runs import manifest as record
+from vggexp.training.callbacks.saver import Saver
+from vggexp.training.classifier import Classifier
 
 
 def _at(owner: Any, name: str, count: int, act: Callable[..., Any]) -> None:

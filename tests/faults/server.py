@@ -10,8 +10,8 @@ import traceback
 
 import sabotage
 
-import vggexp.run  # noqa: F401  the slow part of a start
-from vggexp import train
+import vggexp.training.run  # noqa: F401  the slow part of a start
+from vggexp.commands import train
 
 
 def serve() -> None:

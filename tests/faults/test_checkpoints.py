@@ -14,8 +14,9 @@ import torch
 from trials import Tally
 
 from conftest import Run
-from vggexp import checkpoint, trained
+from vggexp.checkpoints import file as checkpoint
 from vggexp.errors import UserError
+from vggexp.inference import load as trained
 
 
 class Call:

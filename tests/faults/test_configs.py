@@ -78,7 +78,12 @@ TARGETS = [
     *("pathlib.Path.touch", "shutil.copyfile", "joblib.load", "numpy.load", "pickle.load", "torch.load"),
     *("torch.hub.load", "torch.utils.cpp_extension.load", "importlib.import_module", "runpy.run_path"),
     *("functools.partial", "hydra.utils.instantiate", "logging.config.dictConfig", "ctypes.CDLL", "evil.Evil"),
-    *("vggexp.record.write", "vggexp.record.os.system", "vggexp.train.main", "vggexp.data.idx.subprocess.run"),
+    *(
+        "vggexp.runs.manifest.write",
+        "vggexp.runs.manifest.os.system",
+        "vggexp.train.main",
+        "vggexp.data.idx.subprocess.run",
+    ),
     *("torch.optim.adam.torch.load", "torch.optim.lr_scheduler.partial", "lightning.pytorch.Trainer"),
     *("torchmetrics.Metric", "vggexp/../evil.Evil", "vggexp..evil.Evil"),
 ]

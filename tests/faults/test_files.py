@@ -14,9 +14,10 @@ import torch
 from trials import RESUME, START, Farm, Server, Tally, finish
 
 import synthetic
-from vggexp import checkpoint, record
+from vggexp.checkpoints import file as checkpoint
 from vggexp.data import idx
 from vggexp.errors import UserError
+from vggexp.runs import manifest
 
 
 def _cut(path: Path) -> None:
@@ -79,7 +80,7 @@ def test_saves(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path, uninte
                 assert code == 0
                 assert set(Path(fault.env["TMPDIR"]).iterdir()) <= before
             else:
-                result, log = record.read(folder), (cwd / "log").read_text()
+                result, log = manifest.load(folder, ""), (cwd / "log").read_text()
                 assert (code, result["status"]) == (1, "failed"), log
                 assert all(words in log and words in result["reason"] for words in fault.says), log
             if fault.obstacle:
@@ -119,7 +120,7 @@ def test_values(
         cwd.mkdir()
         with values.trial(f"{name} {moment}"):
             code = server.run(START, cwd, [(name, moment)])
-            result, log = record.read(cwd / "outputs" / "run"), (cwd / "log").read_text()
+            result, log = manifest.load(cwd / "outputs" / "run", ""), (cwd / "log").read_text()
             assert (code, result["status"]) == (1 if "memory" in name else 3, "failed"), log
             if name.endswith("loss"):
                 place = f"epoch {(moment - 1) // 5 + 1}, batch {(moment - 1) % 5 + 1}, at lr "

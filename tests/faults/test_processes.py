@@ -16,7 +16,7 @@ from trials import ARGS, Tally
 
 from conftest import TESTS, vggexp
 from synthetic import TEST
-from vggexp import record
+from vggexp.runs import manifest
 
 OPTIONS = (*ARGS, "model.dropout=0.0", "data.batch_size=100", "optimizer.lr=0.002", "checkpoint.every_n_seconds=1000")
 """A batch of 100 does not divide by 3, nor the 130 test images by 3 or 4."""
@@ -30,7 +30,7 @@ def run(world: int, cwd: Path, *more: str) -> dict[str, Any]:
     cwd.mkdir()
     done = vggexp("train", *options(world), *more, "hydra.run.dir=outputs/run", cwd=cwd, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    return record.read(cwd / "outputs" / "run")
+    return manifest.load(cwd / "outputs" / "run", "")
 
 
 def stop(world: int, cwd: Path, signum: int, everybody: bool) -> None:
@@ -60,7 +60,7 @@ def stop(world: int, cwd: Path, signum: int, everybody: bool) -> None:
         rest = process.stdout.read()
         assert process.wait(60) == 128 + signum, rest
         assert "Traceback" not in rest, rest
-        assert record.read(cwd / "outputs" / "run")["status"] == "interrupted"
+        assert manifest.load(cwd / "outputs" / "run", "")["status"] == "interrupted"
         assert _gone(process.pid), "a process is left"
     finally:
         if not _gone(process.pid, 0):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from trials import RESUME, START, Farm, Server, Tally, finish
 
-from vggexp import record
+from vggexp.runs import layout, manifest
 
 SECONDS = 2.5
 """About as long as a trial lasts."""
@@ -47,7 +47,7 @@ def test_sigkill(
         cwd.mkdir()
         with kills.trial(str(plan)):
             for place, value in plan:
-                argv = RESUME if (cwd / "outputs" / "run" / record.RESULT).exists() else START
+                argv = RESUME if (cwd / "outputs" / "run" / layout.RESULT).exists() else START
                 if place == "at random":
                     kill_at(server, cwd, argv, value, signal.SIGKILL)
                 else:
@@ -81,8 +81,8 @@ def test_signals(
         with stops.trial(f"{signum.name} after {seconds:.2f} s"):
             workers = 2 * (number % 2)
             code = kill_at(server, cwd, [*START, f"data.num_workers={workers}"], seconds, signum, group=workers > 0)
-            if (cwd / "outputs" / "run" / record.RESULT).exists() and code != -signum:
-                result = record.read(cwd / "outputs" / "run")
+            if (cwd / "outputs" / "run" / layout.RESULT).exists() and code != -signum:
+                result = manifest.load(cwd / "outputs" / "run", "")
                 status = "interrupted" if code else "completed"
                 assert (code, result["status"]) == (128 + signum if code else 0, status), (cwd / "log").read_text()
             finish(server, cwd, uninterrupted)

@@ -16,7 +16,7 @@ import compare
 import pytest
 
 from conftest import TESTS, TINY
-from vggexp import record
+from vggexp.runs import layout
 
 FAULTS = Path(__file__).parent
 ARGS = (
@@ -150,7 +150,7 @@ def farm(_folders: None) -> Iterator[Farm]:
 
 def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
     """Resumes, or starts again if there was no run yet, and compares."""
-    begun = (cwd / "outputs" / "run" / record.RESULT).exists()
+    begun = (cwd / "outputs" / "run" / layout.RESULT).exists()
     code = server.run(RESUME if begun else START, cwd)
     log = (cwd / "log").read_text()
     assert code == 0, log

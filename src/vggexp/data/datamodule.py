@@ -16,8 +16,8 @@ from vggexp.data import idx
 from vggexp.data.augment import augment
 from vggexp.data.resize import prepared
 from vggexp.errors import UserError
-from vggexp.position import AUGMENTATION, position, seed_at
-from vggexp.signals import held_back
+from vggexp.system.seeds import AUGMENTATION, position, seed_at
+from vggexp.system.signals import held_back
 
 Stage = Literal["train", "val", "test"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
 
-from vggexp.schema import Config
+from vggexp.config.schema import Config
 
 
 def callbacks(cfg: Config, folder: Path, logger: Logger | None) -> list[Callback]:

@@ -9,11 +9,11 @@ import lightning as L
 import torch
 from omegaconf import OmegaConf
 
-from vggexp import record
+from vggexp.config.schema import Config
 from vggexp.inspection.board import Board
+from vggexp.inspection.cost import price
 from vggexp.inspection.inspection import Inspection, examples, images, watched
-from vggexp.price import price
-from vggexp.schema import Config
+from vggexp.runs import layout, manifest
 
 
 class Description(Inspection):
@@ -29,8 +29,8 @@ class Description(Inspection):
         config = self.cfg.model_dump(by_alias=True)
         self.board.text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```")
         self.board.text("run/layers", _layers(self.cfg))
-        if (self.folder / record.RESULT).exists():
-            manifest = {key: value for key, value in record.read(self.folder).items() if key != "config"}
+        if (self.folder / layout.RESULT).exists():
+            manifest = {key: value for key, value in manifest.load(self.folder, "").items() if key != "config"}
             self.board.text("run/manifest", f"```json\n{json.dumps(manifest, indent=2)}\n```")
         net, data = pl_module.net, pl_module.trainer.datamodule
         batch = trainer.precision_plugin.convert_input(images(trainer, data, examples(data, 1)))

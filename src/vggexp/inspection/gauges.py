@@ -6,8 +6,8 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
-from vggexp import memory
 from vggexp.inspection.inspection import Inspection, scale
+from vggexp.system import memory
 
 CHARTS = {
     "1 training": {

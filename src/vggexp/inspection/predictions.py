@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from vggexp import figures
+from vggexp.inspection import figures
 from vggexp.inspection.board import Board, name
 from vggexp.inspection.inspection import Inspection, step
 

@@ -8,8 +8,8 @@ N images, C channels, H = W pixels, K classes.
 
 from torch import Tensor, nn
 
+from vggexp.models.cpu.fused import Block
 from vggexp.models.layers import Init, classifier, initialise
-from vggexp.models.pieces import Block
 
 CHANNELS = (96, 256, 384, 384, 256)
 HIDDEN = 4096

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vggexp.models.cpu.fused import Block
 from vggexp.models.layers import Init, classifier, initialise
-from vggexp.models.pieces import Block
 
 LRN = "lrn"
 KERNELS: dict[str, tuple[tuple[int | str, ...], ...]] = {

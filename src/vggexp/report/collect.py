@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from vggexp import runs, tables
-from vggexp.runs import Run
+from vggexp.runs import read as runs
+from vggexp.runs.read import Run
+from vggexp.system import terminal
 
 SEED = "seed"
 SCORES = ("val/acc", "val/loss", "test/acc", "test/loss")
@@ -127,7 +128,7 @@ def collect(places: Sequence[Path], found: Sequence[Run]) -> Report:
     ]
     groups.sort(key=lambda group: -(score.mean if (score := group.spread(objective)) else -1.0))
     return Report(
-        title=", ".join(tables.short(place.resolve()) for place in places),
+        title=", ".join(terminal.short(place.resolve()) for place in places),
         runs=list(found),
         configs=configs,
         axes=axes,

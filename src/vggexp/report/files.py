@@ -3,9 +3,10 @@
 import csv
 from pathlib import Path
 
-from vggexp import runs, tables
 from vggexp.report import paper
 from vggexp.report.collect import COSTS, SCORES, SEED, Report
+from vggexp.runs import read as runs
+from vggexp.system import terminal
 
 
 def write(report: Report, folder: Path) -> None:
@@ -23,7 +24,7 @@ def _write_csv(report: Report, path: Path) -> None:
         for run, config, command in zip(report.runs, report.configs, report.commands, strict=True):
             numbers = [run.number(name) for name in (*SCORES, *COSTS)]
             values = [config.get(axis) for axis in (*report.axes, SEED)]
-            place = tables.short(run.folder)
+            place = terminal.short(run.folder)
             writer.writerow([place, run.status, *values, *numbers, run.result.get("config_hash"), run.reason, command])
 
 
@@ -39,9 +40,9 @@ def _markdown(report: Report, figures: list[str]) -> str:
         lines.append(_row([*cells, "–" if seconds is None else seconds.text(".0f")]))
     if report.failures():
         lines += ["", "Not completed:", ""]
-        lines += [f"- `{tables.short(run.folder)}`: {run.status}: {run.reason}" for run in report.failures()]
+        lines += [f"- `{terminal.short(run.folder)}`: {run.status}: {run.reason}" for run in report.failures()]
     if report.differences:
-        lines += ["", _row(["differs", *(tables.short(run.folder) for run in report.runs)]), _row(["---"] * 3)]
+        lines += ["", _row(["differs", *(terminal.short(run.folder) for run in report.runs)]), _row(["---"] * 3)]
         lines += [_row(list(row)) for row in report.differences]
     lines += ["", *(f"Machine: {machine}." for machine in report.machines)]
     if report.notes:

@@ -8,9 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vggexp import record, runs, tables
 from vggexp.report.collect import COSTS, CURVES, SCORES, SEED, Report
 from vggexp.report.paper import PROGRESS, pair
+from vggexp.runs import read as runs
+from vggexp.system import terminal
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -28,7 +29,7 @@ def write(report: Report, path: Path) -> None:
         data=data.replace("<", "\\u003c"),  # so that no text of a run can end the element that holds it
         script=parts["js"],
     )
-    record.replace(path, text)
+    files.write_text(path, text)
 
 
 def content(report: Report, folder: Path) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
         "differences": report.differences,
         "runs": [
             {
-                "name": tables.short(run.folder),
+                "name": terminal.short(run.folder),
                 "link": os.path.relpath(run.folder.resolve(), folder.resolve()).replace(os.sep, "/"),
                 "status": run.status,
                 "reason": run.reason,

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from vggexp import runs
 from vggexp.report.collect import Group, Report, number_first, spread
+from vggexp.runs import read as runs
 
 NAMED = 10
 """Groups that a figure tells apart, the best; the others are grey."""

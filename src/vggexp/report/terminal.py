@@ -4,8 +4,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from vggexp import runs, tables
 from vggexp.report.collect import SCORES, Report
+from vggexp.runs import read as runs
+from vggexp.system import terminal
 
 LONGEST = 40
 """Rows of a table; the files have all."""
@@ -36,14 +37,14 @@ def show(report: Report, console: Console) -> None:
     if report.differences:
         _show_differences(report, console)
     for run in report.failures():
-        console.print(f"{tables.short(run.folder)}: {run.status}: {run.reason}", soft_wrap=True)
+        console.print(f"{terminal.short(run.folder)}: {run.status}: {run.reason}", soft_wrap=True)
     for machine in report.machines:
         console.print(f"machine   {machine}", soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True)
     if best := report.best():
         score = f"{report.objective} {best.result[report.objective]:.4f}"
-        console.print(f"best      {tables.short(best.folder)} ({score})", soft_wrap=True)
+        console.print(f"best      {terminal.short(best.folder)} ({score})", soft_wrap=True)
 
 
 def _show_values(report: Report, console: Console) -> None:
@@ -66,7 +67,7 @@ def _show_values(report: Report, console: Console) -> None:
 
 def _show_differences(report: Report, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("differs", *(tables.short(run.folder) for run in report.runs)):
+    for name in ("differs", *(terminal.short(run.folder) for run in report.runs)):
         table.add_column(name, overflow="fold")
     for row in report.differences:
         table.add_row(*row)

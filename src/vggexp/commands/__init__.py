@@ -1,0 +1,74 @@
+"""What can I run? `vggexp NAME ARGS`, or `python -m vggexp NAME ARGS`; each command parses, calls and prints.
+
+- `train`, `report`, `tensorboard`, `summary`, `evaluate`, `predict`, `export`, `data`: the commands
+- `options`: what they share: KEY=VALUE arguments and an output folder
+"""
+
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+from vggexp.errors import UserError
+from vggexp.system import terminal
+from vggexp.system.signals import Interrupted
+
+COMMANDS = {
+    "train": "train a network, or with -m every combination of values, or search among them",
+    "report": "compare runs: tables, a page for the browser, figures",
+    "tensorboard": "open TensorBoard, with runs named by what sets them apart",
+    "summary": "show what networks cost: shapes, parameters, multiply-accumulates, memory, time",
+    "evaluate": "score a finished network on the test set, with tables and pictures",
+    "predict": "classify pictures",
+    "export": "write a finished network as ONNX, torch.export or safetensors",
+    "data": "obtain and verify Fashion-MNIST",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns the exit code.
+
+    Args:
+        argv: its name and its arguments; by default those of the process.
+    """
+    name, *args = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-sc", "--shell-completion"):
+        return _complete()
+    if name == "--version":
+        print(f"vggexp {version('vggexp')}")
+        return 0
+    if name in ("-h", "--help"):
+        print("usage: vggexp NAME [ARGS]; vggexp NAME --help says more\n")
+        for command, text in COMMANDS.items():
+            print(f"  {command:11} {text}")
+        print("\nstart with: vggexp train experiment=quickstart")
+        return 0
+    if name not in COMMANDS:
+        print(f"vggexp: {name}: no such command; it is one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = import_module(f"vggexp.commands.{name}")
+    if name != "train" and {"-h", "--help"} & set(args):  # Hydra answers for train
+        print(command.__doc__)
+        return 0
+    try:
+        return int(command.main(args))
+    except UserError as error:
+        return terminal.fail(error)
+    except Interrupted as stop:
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complete() -> int:
+    """Shell completion, as Hydra does it, one word further: `eval "$(vggexp -sc install=bash)"`."""
+    line = os.environ.get("COMP_LINE")
+    if line is not None:
+        words = line.split(" ")
+        if len(words) < 3:
+            print(" ".join(COMMANDS))
+            return 0
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    from vggexp.commands import train
+
+    return train.main(sys.argv[1:])

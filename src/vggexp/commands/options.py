@@ -1,0 +1,73 @@
+"""What the commands beside training share: help, KEY=VALUE arguments, mistakes in one line, an output folder."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vggexp.config import compose
+from vggexp.errors import UserError
+
+
+class Options(BaseModel):
+    """What a command takes; the values come as text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@contextmanager
+def output(folder: Path) -> Iterator[None]:
+    """Makes a folder to write into.
+
+    Raises:
+        UserError: it, or a file in it, cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        place = error.filename or folder
+        raise UserError(f"output={place}: {error.strerror or error}; name a place that can be written", 1) from error
+
+
+T = TypeVar("T", bound=Options)
+
+
+def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ()) -> tuple[T, dict[str, Any]]:
+    """The command's options, and apart from them overrides of the run's config.
+
+    Args:
+        overridable: the keys of the config, or their beginnings, that may be overridden, for example "data.".
+
+    Raises:
+        UserError: an argument is not KEY=VALUE, its key is unknown or its value does not fit.
+    """
+    given: dict[str, str] = {}
+    overrides = []
+    names = list(schema.model_fields)
+    for arg in args:
+        key, equals, text = arg.partition("=")
+        if not equals or not key:
+            raise UserError(f"{arg}: is not KEY=VALUE; the keys are {', '.join(names)}")
+        if key.startswith(tuple(overridable)) and overridable:
+            overrides.append(arg)
+        elif key not in names:
+            nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            also = f", and {', '.join(f'{k}*' if k.endswith('.') else k for k in overridable)}" if overridable else ""
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise UserError(f"{arg}: unknown key; the keys are {', '.join(names)}{also}{hint}")
+        else:
+            given[key] = text
+    try:
+        options = schema.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = str(fault["loc"][0])
+        if fault["type"] == "missing":
+            raise UserError(f"{key}: missing; give {key}=…") from None
+        reason = fault["msg"].replace("Input should be ", "must be ")
+        raise UserError(f"{key}={given[key]}: {reason}") from None
+    return options, compose.values(overrides)

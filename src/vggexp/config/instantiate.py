@@ -1,0 +1,76 @@
+"""Turns `{"_target_": "package.module.Name", **options}` into an object."""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from lightning import LightningDataModule
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from vggexp.config.schema import ALLOWED, Config
+from vggexp.errors import UserError
+
+SCHEDULES = "vggexp.training.schedules"
+OURS = {package.split(".")[0] for package in ALLOWED}
+
+
+def locate(target: str, kind: type) -> Any:
+    """The class or function that `_target_` names.
+
+    The caller has checked that `target` lies in an allowed package; here the object must also be defined there, so
+    that a module's imports are no way out of it.
+
+    Args:
+        kind: what it must be a subclass of. A schedule may also be a function, ours or the user's.
+
+    Raises:
+        UserError: there is no such class or function.
+    """
+    module, _, name = target.rpartition(".")
+    package = module.split(".")[0]
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"_target_={target}: cannot be loaded: {error}") from error
+    if not callable(found) or getattr(found, "__module__", "").split(".")[0] != package:
+        raise UserError(f"_target_={target}: is not a class or function of {package}")
+    function = kind is LRScheduler and inspect.isfunction(found) and (module == SCHEDULES or package not in OURS)
+    if not function and (not isinstance(found, type) or not issubclass(found, kind) or inspect.isabstract(found)):
+        raise UserError(f"_target_={target}: is no {kind.__name__}")
+    return found
+
+
+def construct(kind: type, spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
+    """Calls what `_target_` names with `args`, the spec's other entries and `extra`.
+
+    Raises:
+        UserError: there is no such object, it does not take these options, or it refuses their values by ValueError.
+    """
+    options = dict(spec)
+    target = options.pop("_target_")
+    factory = locate(target, kind)
+    try:
+        inspect.signature(factory).bind(*args, **options, **extra)
+    except TypeError as error:
+        raise UserError(f"_target_={target}: {error}; it takes {inspect.signature(factory)}") from error
+    try:
+        return factory(*args, **options, **extra)
+    except ValueError as error:
+        raise UserError(f"_target_={target}: {error}") from error
+
+
+def network(model: Mapping[str, Any], dimensions: Mapping[str, int]) -> Any:
+    """The network of a model config.
+
+    Args:
+        dimensions: of the data: `image_size`, `in_channels` and `num_classes`.
+    """
+    options = {key: value for key, value in model.items() if key != "weights"}  # a file to load, not an argument
+    return construct(nn.Module, options, **dimensions)
+
+
+def datamodule(cfg: Config) -> Any:
+    """The data of a run."""
+    return construct(LightningDataModule, cfg.data.spec(), seed=cfg.seed)

@@ -1,0 +1,138 @@
+"""What is wrong with a config, in one line: the key, the value, and what would have fitted."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hydra import compose
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from vggexp.config.schema import SCHEMAS
+
+
+def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    for name in loader.list_groups(parent):
+        path = f"{parent}/{name}" if parent else name
+        yield path
+        yield from _groups(loader, path)
+
+
+def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader) -> str | None:
+    """Says which override Hydra could not place, with the names that would have fitted."""
+    groups = list(_groups(loader))
+    chosen = []
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups and not override.is_delete():
+            choices = [c for c in loader.get_group_options(key) if c != "__init__"]
+            value = override.value()
+            for choice in value if isinstance(value, list) else [value]:
+                if isinstance(choice, bool | int | float):
+                    return f"{key}={choice}: must be one of {', '.join(choices)}"
+                if choice is not None and str(choice) not in choices:
+                    text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
+                    return text + _nearest(str(choice), choices, f"{key}=")
+            chosen.append(text_of(override))
+    try:
+        base = compose(config_name, overrides=chosen, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None
+    for override in overrides:
+        if override.key_or_group in groups or override.is_add() or override.is_force_add():
+            continue
+        node: Any = base
+        parts = override.key_or_group.split(".")
+        for depth, part in enumerate(parts):
+            if not OmegaConf.is_dict(node) or part not in node:
+                where = ".".join(parts[:depth])
+                names = sorted(str(n) for n in node) if OmegaConf.is_dict(node) else []
+                names = [n for n in names if n not in ("hydra", "_target_")]
+                if not where:
+                    names = sorted({*names, *(g for g in groups if "/" not in g and g != "hydra")})
+                return _unknown(".".join(parts), _value_text(override), where, part, names)
+            node = node._get_node(part)
+            if OmegaConf.is_interpolation(node):
+                break
+    return None
+
+
+def text_of(override: Override) -> str:
+    """As it stands on the command line."""
+    return override.input_line or ""
+
+
+def _value_text(override: Override) -> str:
+    return text_of(override).partition("=")[2]
+
+
+def _unknown(key: str, value: str, where: str, part: str, names: list[str]) -> str:
+    prefix = f"{where}." if where else ""
+    has = f"{where or 'the config'} has {', '.join(names)}" if names else f"{where} has no keys below it"
+    return f"{key}={value}: unknown key; {has}" + _nearest(part, names, prefix)
+
+
+def _nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
+    match = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{match[0]}?" if match else ""
+
+
+def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseModel]) -> str:
+    """The first fault in one line: key, value, what is allowed. A union reports a fault per member; they are joined."""
+    faults = error.errors()
+    path = _key(faults[0]["loc"], values)
+    same = [fault for fault in faults if _key(fault["loc"], values) == path]
+    fault, key = same[0], ".".join(path)
+    value = _show(fault["input"])
+    if fault["type"] == "extra_forbidden":
+        names = sorted(_fields(path[:-1], values, schema))
+        return _unknown(key, value, ".".join(path[:-1]), path[-1], names)
+    if fault["type"] == "missing":
+        return f"{key}: missing; put it back, or choose its group's default"
+    if fault["type"] == "value_error":
+        return (f"{key}." if key else "") + str(fault["ctx"]["error"])  # begins with the rest of the key
+    text = dict.fromkeys(f["msg"].replace("Input should be ", "").replace("Input should ", "") for f in same)
+    hint = ""
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        hint = _nearest(fault["input"], fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
+    return f"{key}={value}: must be {' or '.join(text)}{hint}"
+
+
+def _key(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
+    """The part of a fault's place that the config knows; behind it pydantic names the members of a union."""
+    key: list[str] = []
+    for part in loc:
+        if isinstance(values, dict):
+            key.append(str(part))
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            key.append(str(part))
+            values = values[part]
+        else:
+            break
+    return tuple(key)
+
+
+def _fields(path: tuple[str, ...], values: Any, schema: Any) -> list[str]:
+    """The names that the schema knows at a place of the config."""
+    for part in path:
+        values = values[part]
+        target = values.get("_target_")
+        schema = SCHEMAS[target] if target in SCHEMAS else schema.model_fields[part].annotation
+    assert issubclass(schema, BaseModel)
+    return [name for name in schema.model_fields if name != "target"]
+
+
+def _show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, without its line breaks."""
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())

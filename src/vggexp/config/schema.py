@@ -1,0 +1,365 @@
+"""What a config may hold: every key with its type and range. The values themselves stand in `conf/`.
+
+Nothing heavy is imported here, so that a mistake is answered before torch is loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from vggexp.models import architecture
+
+ALLOWED = ("vggexp.", "torch.optim.", "lightning.", "torchmetrics.")
+"""Where a `_target_` may come from; `allowed_packages` adds the user's own."""
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Block = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
+"""The numbers of a block's convolutions and of its channels."""
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+"""A number of batches (an integer) or a share of them (a float)."""
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys, values of another type, nan and inf are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Component(Section):
+    """A class or function, named by `_target_`, with its keyword arguments."""
+
+    target: str = Field(alias="_target_")
+
+    def spec(self) -> dict[str, Any]:
+        """Plain Python values, for `vggexp.config.instantiate.construct`."""
+        return self.model_dump(by_alias=True)
+
+
+class Model(Component):
+    """Any network. Its image size, channels and classes are those of the data."""
+
+    weights: str | None = None  # a file to start from; not an argument of the network
+
+    def check_image_size(self, image_size: int) -> None:
+        """
+        Raises:
+            ValueError: the images are too small for the network.
+        """
+
+
+class VGG(Model):
+    arch: str
+    blocks: Annotated[list[Block], Field(min_length=1, max_length=16)] | None
+    ratio: int = Field(ge=1)
+    hidden: int = Field(ge=0)
+    batch_norm: bool
+    dropout: Fraction
+    init: Literal["default", "kaiming", "xavier"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        architecture.check_vgg(self.arch, self.blocks, self.ratio, self.hidden)
+        return self
+
+    def check_image_size(self, image_size: int) -> None:
+        architecture.check_vgg_image(len(architecture.vgg_blocks(self.arch, self.blocks)[1]), image_size)
+
+
+class AlexNet(Model):
+    ratio: int = Field(ge=1)
+    dropout: Fraction
+    init: Literal["default", "kaiming", "xavier"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        architecture.check_alexnet(self.ratio)
+        return self
+
+    def check_image_size(self, image_size: int) -> None:
+        architecture.check_alexnet_image(image_size)
+
+
+class Data(Component):
+    """What every data set takes."""
+
+    root: str | None
+    cache_dir: str | None
+    resize: int = Field(ge=28)
+    batch_size: int = Field(ge=1)
+    val_size: int = Field(ge=0)
+    train_size: Annotated[int, Field(ge=1)] | None
+    num_workers: int = Field(ge=0)
+    test_each_epoch: bool
+    flip: bool = False
+    shift: int = Field(ge=0, le=14, default=0)
+    cutout: int = Field(ge=0, le=28, default=0)
+
+
+class Optimizer(Component):
+    """What every optimizer takes."""
+
+    lr: Positive
+    weight_decay: NotNegative
+
+
+class Adam(Optimizer):
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Positive
+    fused: bool
+
+
+class SGD(Optimizer):
+    momentum: Fraction
+    nesterov: bool
+    fused: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum, for example optimizer.momentum=0.9")
+        return self
+
+
+class Muon(Optimizer):
+    sgd_layers: list[str] | None
+    momentum: Fraction
+    sgd_lr: Positive
+    sgd_momentum: Fraction
+    sgd_weight_decay: NotNegative
+
+
+class Scheduler(Component):
+    """A learning rate as a function of the step, from the first to the last of the run."""
+
+
+class Cosine(Scheduler):
+    warmup: Fraction
+    final: Fraction
+
+
+class Triangular(Scheduler):
+    warmup: Fraction
+    initial: Annotated[float, Field(gt=0, le=1)]
+    final: Fraction
+
+
+class OneCycle(Scheduler):
+    warmup: Annotated[float, Field(gt=0, lt=1)]
+    initial: Annotated[float, Field(gt=0, le=1)]
+    final: Annotated[float, Field(gt=0, le=1)]
+
+
+class Step(Section):
+    """What happens in a step beside the network: plain cross-entropy, for a run from before there was a choice."""
+
+    label_smoothing: Fraction = 0.0
+    test_time_flip: bool = False
+
+
+class EarlyStopping(Section):
+    patience: Annotated[int, Field(ge=1)] | None
+    min_delta: NotNegative
+
+
+class Trainer(Section):
+    """Arguments of Lightning's Trainer under Lightning's names; only `compile` and `early_stopping` are ours."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)]
+    num_nodes: int = Field(ge=1)
+    strategy: Literal["auto", "ddp"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    max_epochs: int = Field(ge=0)
+    max_steps: Annotated[int, Field(ge=1)] | None
+    max_time: Annotated[str, Field(pattern=r"^\d\d:\d\d:\d\d:\d\d$")] | None
+    accumulate_grad_batches: int = Field(ge=1)
+    gradient_clip_val: Positive | None
+    gradient_clip_algorithm: Literal["norm", "value"]
+    limit_train_batches: Batches
+    limit_val_batches: Batches
+    limit_test_batches: Batches
+    check_val_every_n_epoch: int = Field(ge=1)
+    num_sanity_val_steps: int = Field(ge=0)
+    log_every_n_steps: int = Field(ge=1)
+    enable_progress_bar: bool
+    deterministic: bool
+    benchmark: bool
+    detect_anomaly: bool
+    sync_batchnorm: bool
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None
+    early_stopping: EarlyStopping
+
+
+class Checkpoint(Section):
+    every_n_seconds: Positive
+
+
+class _OtherModel(Model, extra="allow"): ...
+
+
+class _OtherData(Data, extra="allow"): ...
+
+
+class _OtherOptimizer(Optimizer, extra="allow"): ...
+
+
+class _OtherScheduler(Scheduler, extra="allow"): ...
+
+
+class Metric(Component, extra="allow"):
+    """A metric of torchmetrics, or one of an allowed package, with its arguments."""
+
+
+SCHEMAS: dict[str, type[Component]] = {
+    "vggexp.models.VGG": VGG,
+    "vggexp.models.AlexNet": AlexNet,
+    "vggexp.data.FashionMNIST": Data,
+    "torch.optim.Adam": Adam,
+    "torch.optim.AdamW": Adam,
+    "torch.optim.SGD": SGD,
+    "vggexp.training.muon.Muon": Muon,
+    "vggexp.training.schedules.constant": Scheduler,
+    "vggexp.training.schedules.cosine": Cosine,
+    "vggexp.training.schedules.onecycle": OneCycle,
+    "vggexp.training.schedules.triangular": Triangular,
+    # a component from elsewhere is held to what all of its kind have in common
+    "model": _OtherModel,
+    "data": _OtherData,
+    "optimizer": _OtherOptimizer,
+    "scheduler": _OtherScheduler,
+}
+
+
+INSPECTIONS = {
+    "gauges": "vggexp.inspection.gauges.Gauges",
+    "distributions": "vggexp.inspection.distributions.Distributions",
+    "predictions": "vggexp.inspection.predictions.Predictions",
+    "pictures": "vggexp.inspection.pictures.Pictures",
+    "gradcam": "vggexp.inspection.gradcam.GradCAM",
+    "description": "vggexp.inspection.description.Description",
+    "projector": "vggexp.inspection.projection.Projection",
+}
+"""What `inspect.show` may name, each with its class; a class of an allowed package is named in full."""
+
+
+class Inspect(Section):
+    """What a run shows beside its curves, and how often."""
+
+    times: int = Field(ge=1, default=1)
+    show: list[str] = []
+
+    def targets(self) -> list[str]:
+        """The classes, as `package.module.Name`."""
+        return [INSPECTIONS.get(name, name) for name in self.show]
+
+    @field_validator("show")
+    @classmethod
+    def _known(cls, show: list[str]) -> list[str]:
+        for name in show:
+            if name not in INSPECTIONS and "." not in name:
+                names = ", ".join(INSPECTIONS)
+                raise ValueError(f"{name}: must be one of {names}, or a class of your own as package.module.Name")
+        return show
+
+
+class Logger(Section):
+    """Where numbers and pictures go, beside `metrics.csv`."""
+
+    name: Literal["tensorboard", "csv", "mlflow", "wandb"] = "tensorboard"
+    project: str | None = None
+    uri: str | None = None
+    mode: Literal["offline", "online"] | None = None
+
+
+class Search(Section):
+    """How `search=optuna` looks for a config; no part of the config itself."""
+
+    n_trials: int = Field(ge=1)
+    at_once: int = Field(ge=1)
+    storage: str | None
+    study: str | None
+    seed: int = Field(ge=0)
+    startup_trials: int = Field(ge=0)
+    pruner: Literal["median", "hyperband"] | None
+    warmup_epochs: int = Field(ge=1)
+    space: dict[str, str]
+
+
+GROUPS = ("model", "data", "optimizer", "scheduler")
+"""The parts of a run that a `_target_` names."""
+
+
+class Config(Section):
+    """One run."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    allowed_packages: list[str]
+    data: SerializeAsAny[Data]
+    model: SerializeAsAny[Model]
+    step: Step = Step()
+    optimizer: SerializeAsAny[Optimizer]
+    scheduler: SerializeAsAny[Scheduler]
+    trainer: Trainer
+    checkpoint: Checkpoint
+    logger: Logger = Logger()
+    inspect: Inspect = Inspect()
+    metrics: dict[str, Metric] = {}
+
+    @field_validator(*GROUPS, mode="wrap")
+    @classmethod
+    def _by_target(cls, value: Any, handler: Any, info: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("_target_"), str):
+            return handler(value)
+        other = SCHEMAS[info.field_name]
+        schema = SCHEMAS.get(value["_target_"], other)
+        if not issubclass(schema, other.__bases__):
+            raise ValueError(f"_target_={value['_target_']}: is not a {info.field_name}")
+        return schema.model_validate(value)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        allowed = (*ALLOWED, *(f"{package}." for package in self.allowed_packages))
+        targets = {f"{name}._target_": getattr(self, name).target for name in GROUPS}
+        targets |= {f"metrics.{name}._target_": metric.target for name, metric in self.metrics.items()}
+        targets |= {f"inspect.show.{n}": target for n, target in enumerate(self.inspect.targets())}
+        for key, target in targets.items():
+            if not target.startswith(allowed):
+                package = target.split(".")[0]
+                raise ValueError(
+                    f"{key}={target}: not in an allowed package; to trust it, set allowed_packages=[{package}]"
+                )
+        try:
+            self.model.check_image_size(self.data.resize)
+        except ValueError as error:
+            raise ValueError(f"data.resize={self.data.resize}: {error}") from None
+        if self.trainer.early_stopping.patience is not None and self.data.val_size == 0:
+            raise ValueError(
+                "trainer.early_stopping.patience: watches val/acc, and data.val_size=0 leaves no validation set; "
+                "set data.val_size=5000"
+            )
+        if (
+            self.trainer.precision == "16-mixed"
+            and self.trainer.gradient_clip_val is not None
+            and getattr(self.optimizer, "fused", False)
+        ):
+            raise ValueError("optimizer.fused=true: cannot clip gradients in 16-mixed; set optimizer.fused=false")
+        return self
+
+    def hash(self) -> str:
+        """The same for two runs that must give the same numbers: sha256 over every key, in hexadecimal."""
+        text = json.dumps(self.model_dump(by_alias=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings, each under its keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,82 @@
+"""`metrics.csv`: what a run logs, a row per call."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from vggexp.runs import layout
+from vggexp.runs import read as runs
+from vggexp.system import files
+
+
+class CSVLogger(Logger):
+    """Appends rows; where a new column appears, the file is replaced in one step.
+
+    Args:
+        folder: of the run.
+        first_step: rows of this step and later ones are dropped from an existing file, because they will come again.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        super().__init__()
+        self.path = folder / layout.METRICS
+        self.columns: list[str] = []
+        self.rows: list[dict[str, float]] = []
+        self._keep_below: float = first_step
+        self._begun = False
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Nothing: they are in result.json."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self.rows.append(values | {"step": len(self.rows) if step is None else step})
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._begun or {name for row in self.rows for name in row} - set(self.columns):
+            rows = [row for row in runs.rows(self.path) if float(row["step"]) < self._keep_below] + self.rows
+            columns = sorted({name for row in rows for name in row})
+            files.write_text(self.path, _text(rows, columns, header=True))
+            self.columns, self._keep_below, self._begun = columns, math.inf, True
+        elif self.rows:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_text(self.rows, self.columns, header=False))
+        self.rows = []
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Saves, and waits until the rows are on the disk."""
+        self.save()
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def _text(rows: list[dict[str, Any]], columns: list[str], *, header: bool) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,68 @@
+"""Hydra's launcher that a sweep uses by itself: one job after another, each in a process of its own.
+
+Nothing passes from job to job but what a fork server has imported, and a job that is killed takes no other along.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+class Processes(Launcher):
+    """One job after another."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """The return value of a job is its exit code, which is negative where a signal has ended it."""
+        setup_globals()
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        processes: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            processes.set_forkserver_preload(["vggexp.training.run"])  # imported once, by a process that trains nothing
+        done = []
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
+            config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = number
+            process = processes.Process(target=_job, args=(self.context, self.task, config), name=f"job {number}")
+            process.start()
+            process.join()
+            done.append(JobReturn(_return_value=process.exitcode, status=JobStatus.COMPLETED))
+        return done
+
+
+def _job(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
+    """The life of a job's process."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # the terminal's Ctrl-C is for the sweep, which passes it on
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    setup_globals()
+    JobRuntime.instance().set("name", config.hydra.job.name)
+    done = run_job(
+        hydra_context=context,
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    sys.exit(done.return_value)
+
+
+def _end_with_parent() -> None:
+    """Has the job save and stop when the sweep's process has ended, however it did."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,163 @@
+"""A sweep while it runs: how far it is, what has failed, what is best so far, how long it will take."""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vggexp.config.schema import Config
+from vggexp.runs import read as runs
+from vggexp.runs.read import Run
+
+OVER = ("completed", "pruned", "failed", "unreadable")
+"""A job of this status will not go on by itself."""
+
+SHOWN = 8
+"""Running jobs that have a line of their own."""
+
+
+class Watched(NamedTuple):
+    """A job whose folder is looked at."""
+
+    label: str
+    """What sets it apart from the others."""
+    cfg: Config
+
+
+class Overview:
+    """Looks at the jobs' folders, wherever they run; a terminal shows a picture, a file gets a line for each event.
+
+    Args:
+        jobs: by folder; more may come.
+        total: how many there will be.
+        every: seconds between two looks.
+    """
+
+    def __init__(self, jobs: dict[Path, Watched], total: int = 0, every: float = 1.0) -> None:
+        self.jobs, self._total, self.every = jobs, total, every
+        self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False)
+        self.seen: dict[Path, Run] = {}
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._ended, self._thread = threading.Event(), threading.Thread(target=self._watch, daemon=True)
+        self._begun, self._before = time.monotonic(), 0.0
+
+    def __enter__(self) -> Self:
+        for folder in self.jobs:
+            run = runs.read(folder)
+            if run.status in ("completed", "pruned"):
+                self.seen[folder] = run  # of an earlier time: no news
+        self._before = sum(self._done(run) for run in self.seen.values())
+        if self.console.is_terminal:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+        self._live.stop()
+        self.console.file.close()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.every):
+            self._look()
+
+    def _look(self) -> None:
+        for folder, job in list(self.jobs.items()):
+            before = self.seen.get(folder)
+            if before is not None and before.status in ("completed", "pruned"):
+                continue
+            self.seen[folder] = run = runs.read(folder)
+            if before is None or before.status != run.status:
+                self._tell(run, job)
+        if self.console.is_terminal:
+            self._live.update(self._picture(), refresh=True)
+
+    def _tell(self, run: Run, job: Watched) -> None:
+        if run.status == "waiting" or (run.status == "running" and self.console.is_terminal):
+            return
+        text = f"{run.folder.name}  {run.status}  {job.label}"
+        if run.status == "completed":
+            scores = [f"{name} {run.result[name]:.4f}" for name in ("val/acc", "test/acc") if run.number(name)]
+            text += f"  {'  '.join(scores)}  {run.result['seconds']:.0f} s"
+        elif run.reason:
+            text += f"  {run.reason}"
+        if run.status != "running":
+            text = f"[{self._count(*OVER)}/{self.total}]  {text}"
+        self.console.print(Text(text, style="red" if run.status in ("failed", "unreadable") else ""), soft_wrap=True)
+        self.console.file.flush()
+
+    @property
+    def total(self) -> int:
+        """How many jobs there will be."""
+        return max(self._total, len(self.jobs))
+
+    def _count(self, *statuses: str) -> int:
+        return sum(run.status in statuses for run in self.seen.values())
+
+    def _picture(self) -> RenderableType:
+        done, running, failed = self._count("completed", "pruned"), self._count("running"), self._count(*OVER[2:])
+        words = [f"{done}/{self.total} done", f"{running} running"]
+        words += [f"{self.total - done - running - failed} waiting", f"{failed} failed"]
+        if best := best_of(self.seen):
+            label = self.jobs[best.folder].label or best.folder.name
+            words.append(f"best val/acc {best.result['val/acc']:.4f} ({label})")
+        if (left := self.seconds_left()) is not None:
+            words.append(f"about {duration(left)} left")
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=self._work(), completed=sum(map(self._done, self.seen.values())), width=60))
+        lines = Table.grid(padding=(0, 2))
+        for run in [run for run in self.seen.values() if run.status == "running"][:SHOWN]:
+            epochs = runs.epochs(run.folder)
+            last = epochs[-1] if epochs else {}
+            scores = "  ".join(f"{name} {last[name]:.4f}" for name in ("train/loss", "val/acc") if name in last)
+            job = self.jobs[run.folder]
+            lines.add_row(run.folder.name, job.label, f"epoch {len(epochs) + 1}/{job.cfg.trainer.max_epochs}", scores)
+        return Group(bar, Text(" · ".join(words)), lines)
+
+    def _work(self) -> float:
+        known = sum(work(job.cfg) for job in self.jobs.values())
+        return known * self.total / max(1, len(self.jobs))
+
+    def _done(self, run: Run) -> float:
+        whole = work(self.jobs[run.folder].cfg)
+        if run.status in OVER:
+            return whole
+        return whole * min(1.0, len(runs.epochs(run.folder)) / max(1, self.jobs[run.folder].cfg.trainer.max_epochs))
+
+    def seconds_left(self) -> float | None:
+        """From the work done since the sweep was started, on as many jobs at once; None before anything is."""
+        done = sum(self._done(run) for run in self.seen.values())
+        if done <= self._before:
+            return None
+        return (time.monotonic() - self._begun) * (self._work() - done) / (done - self._before)
+
+
+def best_of(seen: Mapping[Path, Run]) -> Run | None:
+    """The completed run with the highest val/acc."""
+    scored = [run for run in seen.values() if run.status == "completed" and run.number("val/acc") is not None]
+    return max(scored, key=lambda run: run.result["val/acc"], default=None)
+
+
+def work(cfg: Config) -> float:
+    """How much there is to compute, roughly: pixels times epochs, narrower networks less."""
+    ratio = float(cfg.model.spec().get("ratio") or 1)
+    return cfg.data.resize**2 * cfg.trainer.max_epochs / ratio
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"

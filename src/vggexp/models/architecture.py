@@ -1,0 +1,76 @@
+"""The shapes of the networks and the values that they accept, known without loading torch."""
+
+import math
+from collections.abc import Sequence
+
+LRN = "lrn"
+KERNELS: dict[str, tuple[tuple[int | str, ...], ...]] = {
+    "vgg11": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "vgg11_lrn": ((3, LRN), (3,), (3, 3), (3, 3), (3, 3)),
+    "vgg13": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "vgg16_c": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "vgg16": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "vgg19": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+"""Table 1 of the VGG paper, columns A, A-LRN, B, C, D and E: the kernel sizes of each block's convolutions."""
+
+VGG_CHANNELS = (64, 128, 256, 512, 512)
+ALEXNET_CHANNELS, ALEXNET_HIDDEN = (96, 256, 384, 384, 256), 4096
+ALEXNET_SMALLEST = 65
+"""Pixels; a smaller image leaves nothing after AlexNet's third max-pool."""
+
+
+def vgg_blocks(
+    arch: str, blocks: Sequence[Sequence[int]] | None
+) -> tuple[Sequence[Sequence[int | str]], Sequence[int]]:
+    """The kernel sizes and the channels of each block: of a column of table 1, or of `blocks` where they are given.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    if blocks is not None:
+        return [(3,) * convolutions for convolutions, _ in blocks], [channels for _, channels in blocks]
+    if arch not in KERNELS:
+        raise ValueError(f"arch={arch}: must be one of {', '.join(KERNELS)}")
+    return KERNELS[arch], VGG_CHANNELS
+
+
+def check_vgg(arch: str, blocks: Sequence[Sequence[int]] | None, ratio: int, hidden: int) -> None:
+    """
+    Raises:
+        ValueError: a value does not fit; the message begins with its key.
+    """
+    _check_ratio(ratio, [*vgg_blocks(arch, blocks)[1], hidden])
+
+
+def check_alexnet(ratio: int) -> None:
+    """
+    Raises:
+        ValueError: the ratio does not fit; the message begins with its key.
+    """
+    _check_ratio(ratio, [*ALEXNET_CHANNELS, ALEXNET_HIDDEN])
+
+
+def check_vgg_image(blocks: int, image_size: int) -> None:
+    """
+    Raises:
+        ValueError: images of this size are too small for so many blocks.
+    """
+    if image_size < 2**blocks:
+        raise ValueError(f"too small for {blocks} blocks, which each halve it; it must be at least {2**blocks}")
+
+
+def check_alexnet_image(image_size: int) -> None:
+    """
+    Raises:
+        ValueError: images of this size are too small.
+    """
+    if image_size < ALEXNET_SMALLEST:
+        raise ValueError(f"too small for AlexNet; it must be at least {ALEXNET_SMALLEST}")
+
+
+def _check_ratio(ratio: int, widths: Sequence[int]) -> None:
+    widest = math.gcd(*widths)
+    if ratio < 1 or widest % ratio:
+        divisors = ", ".join(str(n) for n in range(1, widest + 1) if widest % n == 0)
+        raise ValueError(f"ratio={ratio}: must divide all channels and hidden units; it is one of {divisors}")

@@ -1,0 +1,40 @@
+"""The names of the files and folders in the folder of a run and of a sweep."""
+
+from pathlib import Path
+
+RESULT = "result.json"
+"""What made the run, its status and its final scores."""
+METRICS = "metrics.csv"
+"""Every logged value."""
+CHECKPOINTS = "checkpoints"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+LOCK = ".lock"
+"""Held by the process that works in the folder."""
+LOGGER_ID = "logger_id.txt"
+"""The name by which a logger's server knows the run."""
+PROFILE = "profile"
+EVALUATION, EXPORT, REPORT = "evaluation", "export", "report"
+"""Where the commands put what they make from a run."""
+
+SWEEP = "sweep.json"
+"""The jobs of a sweep and what started it."""
+MULTIRUN = "multirun.yaml"
+OVERRIDES = Path(".hydra", "overrides.yaml")
+OUTPUT = "output.log"
+"""What a job of a sweep would have printed on the terminal."""
+STOP = ".stop"
+"""The sweep was stopped: a job that still waits in a queue must not begin."""
+TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"
+"""The study that a run is a trial of, and the lock of the process that works on it."""
+STUDY = "study.db"
+
+
+def checkpoint(run: Path, name: str) -> Path:
+    """The path of a run's checkpoint."""
+    return run / CHECKPOINTS / name
+
+
+def tested_checkpoint(run: Path) -> Path:
+    """The checkpoint that a finished run was tested with: the best by val/acc, without validation the last."""
+    best = checkpoint(run, BEST)
+    return best if best.exists() else checkpoint(run, LAST)

@@ -1,0 +1,50 @@
+"""The numbers of a run: their names, which direction is better, how they are printed, and what is best."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
+
+
+class Metric(NamedTuple):
+    """A number that a run logs or stores."""
+
+    format: str
+    higher_is_better: bool = False
+
+
+METRICS = {
+    "train/loss": Metric(".4f"),
+    "train/acc": Metric(".4f", higher_is_better=True),
+    "val/loss": Metric(".4f"),
+    "val/acc": Metric(".4f", higher_is_better=True),
+    "test/loss": Metric(".4f"),
+    "test/acc": Metric(".4f", higher_is_better=True),
+    "images_per_second": Metric(",.0f", higher_is_better=True),
+    "train_seconds": Metric(".0f"),
+    "seconds": Metric(".0f"),
+    "peak_memory_bytes": Metric(",.0f"),
+    "parameters": Metric(",.0f"),
+    "epochs": Metric(".0f"),
+}
+SCORES = tuple(name for name in METRICS if "/" in name)
+"""The scores of the three stages, in the order in which they are printed."""
+
+COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss")
+"""The scores by which runs are compared."""
+
+COSTS = ("seconds", "images_per_second", "peak_memory_bytes", "parameters", "epochs")
+OBJECTIVE, WITHOUT_VALIDATION = "val/acc", "test/acc"
+"""What choices are made by, and what is shown in its place where nothing was validated."""
+
+T = TypeVar("T")
+
+
+def text(name: str, value: float | None) -> str:
+    """A value as it is printed; a dash where there is none."""
+    return "–" if value is None else format(value, METRICS[name].format)
+
+
+def best(items: Iterable[T], score: Callable[[T], float | None], name: str = OBJECTIVE) -> T | None:
+    """The item with the best score under the metric `name`, the first of several; None if no item has a score."""
+    sign = 1 if METRICS[name].higher_is_better else -1
+    scored = [(item, value) for item in items if (value := score(item)) is not None and value == value]
+    return max(scored, key=lambda pair: sign * pair[1], default=(None,))[0]

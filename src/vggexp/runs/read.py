@@ -1,0 +1,167 @@
+"""What run folders hold, read from outside: runs that train, that ended in whatever way, and copies."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vggexp.config.schema import flatten
+from vggexp.errors import UserError
+from vggexp.runs import layout, manifest, metrics
+
+KILLED = "its process was killed, or the machine went down; resume= continues it"
+
+
+class Run(NamedTuple):
+    """What `result.json` says, as far as it can be read."""
+
+    folder: Path
+    status: str
+    """waiting, running, completed, interrupted, pruned, failed or unreadable."""
+    reason: str
+    """Why it did not complete."""
+    result: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The values of the config, each under its keys joined by dots."""
+        config = self.result.get("config")
+        return flatten(config) if isinstance(config, Mapping) else {}
+
+    def number(self, name: str) -> float | None:
+        """A result, if it is a number."""
+        value = self.result.get(name)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def score(self, name: str) -> float | None:
+        """A result of a completed run, if it is a number."""
+        return self.number(name) if self.status == "completed" else None
+
+
+def read(folder: Path) -> Run:
+    """The run in a folder, in whatever state."""
+    if not (folder / layout.RESULT).exists():
+        return Run(folder, "waiting", "", {})
+    try:
+        result = manifest.load(folder, "")
+    except UserError as error:
+        return Run(folder, "unreadable", str(error).removeprefix(": "), {})
+    if not isinstance(result.get("config"), dict):
+        return Run(folder, "unreadable", f"its {layout.RESULT} is not what a run writes", {})
+    status, reason = result["status"], str(result.get("reason") or "")
+    if status == "running" and not manifest.is_locked(folder):
+        status, reason = "interrupted", KILLED
+    return Run(folder, status, reason, result)
+
+
+def find(places: Sequence[Path]) -> list[Run]:
+    """The runs in folders, each that of a run, of a sweep, or of anything above them; by number, else by name.
+
+    Raises:
+        UserError: a folder is missing, or holds no run.
+    """
+    found: dict[Path, Run] = {}
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{place}: no such folder; name that of a run or of a sweep, or last")
+        folders = [path.parent for path in place.rglob(layout.RESULT)]
+        folders += [place / name for name in planned(place) if not (place / name / layout.RESULT).exists()]
+        if not folders:
+            raise UserError(f"{place}: holds no run; name the folder of a run or of a sweep, or last")
+        for folder in sorted(folders, key=_order):
+            found.setdefault(folder.resolve(), read(folder))
+    return list(found.values())
+
+
+def _order(folder: Path) -> tuple[Any, ...]:
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in folder.parts)
+
+
+def sweep(folder: Path) -> dict[str, Any]:
+    """A sweep's `sweep.json`.
+
+    Raises:
+        UserError: it is not what a sweep writes.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / layout.SWEEP).read_text(encoding="utf-8"))
+        texts = [entry[key] for entry in content["jobs"] for key in ("folder", "config_hash")] + content["arguments"]
+        leaving = any(Path(entry["folder"]).is_absolute() or ".." in entry["folder"] for entry in content["jobs"])
+        if leaving or not all(isinstance(text, str) for text in texts):
+            raise ValueError("it is not what a sweep writes")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        place = f"{folder}: its {layout.SWEEP} cannot be read"
+        raise UserError(f"{place} ({error}); name another hydra.sweep.dir") from error
+    return content
+
+
+def planned(folder: Path) -> list[str]:
+    """The folders that a sweep will have; none where there is no readable sweep."""
+    try:
+        return [entry["folder"] for entry in sweep(folder)["jobs"]]
+    except UserError:
+        return []
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether its subfolders are the runs of a sweep."""
+    return (folder / layout.SWEEP).exists()
+
+
+def started(folder: Path) -> str:
+    """When a run was started, as ISO 8601; empty where that cannot be read."""
+    return str(read(folder).result.get("started") or "")
+
+
+def sweep_started(folder: Path) -> str:
+    """When a sweep was started last, as ISO 8601; empty where that cannot be read."""
+    try:
+        return str(sweep(folder).get("started") or "")
+    except UserError:
+        return ""
+
+
+def varied(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys in which configs differ; of keys that always change together, a `model.` key follows another."""
+    configs = list(configs)
+    keys = dict.fromkeys(key for config in configs for key in config)
+    columns = {key: tuple(str(config.get(key)) for config in configs) for key in keys}
+    names = [key for key in columns if len(set(columns[key])) > 1]
+    names.sort(key=lambda key: key.startswith("model."))
+    kept = [key for n, key in enumerate(names) if columns[key] not in [columns[k] for k in names[:n]]]
+    return [key for key in keys if key in kept]
+
+
+def text(value: Any) -> str:
+    """A config's value, for a table."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def objective(run: Run) -> float | None:
+    """The score by which runs are ranked: val/acc, without validation test/acc."""
+    score = run.number(metrics.OBJECTIVE)
+    return run.number(metrics.WITHOUT_VALIDATION) if score is None else score
+
+
+def epochs(folder: Path) -> list[dict[str, float]]:
+    """What a run logged at the end of each epoch, from `metrics.csv`; broken lines are left out."""
+    found: dict[int, dict[str, float]] = {}
+    for row in rows(folder / layout.METRICS):
+        try:
+            epoch = int(float(row.pop("epoch")))
+            values = {name: float(text) for name, text in row.items() if not name.endswith("_step")}
+        except (KeyError, ValueError):
+            continue
+        found.setdefault(epoch, {"epoch": epoch + 1}).update(values)
+    return [values for _, values in sorted(found.items()) if "train/loss" in values]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv`, as text; the last is left out if it was cut short."""
+    if not path.exists():
+        return []
+    whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    found = csv.DictReader(io.StringIO(whole + newline))
+    return [{name: value for name, value in row.items() if name and value} for row in found if row.get("step")]

@@ -1,0 +1,79 @@
+"""What this machine is: its processor, caches, memory and accelerator. torch is loaded only by what asks it."""
+
+import functools
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cpu_name() -> str:
+    """The model of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def last_level_cache() -> int:
+    """Bytes of the first processor's last-level cache; 0 where the system does not say."""
+    try:
+        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+        return max(1024 * int(size.removesuffix("K")) for size in sizes)
+    except (OSError, ValueError):
+        return 0
+
+
+def available_memory() -> int | None:
+    """Bytes that a new process could take; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def device(accelerator: str = "auto") -> "torch.device":
+    """The device that `trainer.accelerator` means here: the accelerator if there is one and it is wanted."""
+    import torch
+
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if accelerator == "cpu" or best is None else best
+
+
+def device_count() -> int:
+    """How many accelerators there are."""
+    import torch
+
+    return torch.accelerator.device_count()
+
+
+def device_name(device: "torch.device") -> str:
+    """The model of a GPU, else the kind of device."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@functools.cache
+def cpu_has(capability: str) -> bool:
+    """Whether the processor has a capability under torch's name for it, such as `amx_tile` or `avx512_bf16`."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get(capability))
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 natively.
+
+    Args:
+        device: its kind, such as `cpu` or `cuda`.
+    """
+    import torch
+
+    if device == "cpu":
+        return cpu_has("avx512_bf16") or cpu_has("amx_tile")
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,0 +1,137 @@
+"""When a run saves, and where in it: only at places from which it can go on as if it had never stopped."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from vggexp.checkpoints import io as store
+from vggexp.inspection.csvlog import CSVLogger
+from vggexp.system.signals import Interrupted, Signals
+
+Place = Literal["batch", "epoch", "validation"]
+"""After a batch that is not its epoch's last; between epochs, or behind the last; before validation."""
+
+
+class Saver(Checkpoint):
+    """Writes `last.ckpt` between epochs, every so many seconds and when a signal comes; `best.ckpt` by val/acc.
+
+    A signal ends the run at the next of its places. With several processes, all save and end at the same one.
+
+    Args:
+        run: its folder.
+        every_n_seconds: how much work may be lost at most.
+        signals: that end the run.
+        seconds: how long the run has lasted so far, here.
+    """
+
+    def __init__(self, run: Path, every_n_seconds: float, signals: Signals, seconds: Callable[[], float]) -> None:
+        self.folder = store.folder(run)
+        self.every_n_seconds, self.signals = every_n_seconds, signals
+        self._here, self._before = seconds, 0.0
+        self.best: float | None = None
+        self.place: Place = "epoch"
+        self._stopped = False
+        self._saved: tuple[Place, int] = ("epoch", 0)
+
+    @property
+    def best_path(self) -> Path | None:
+        """Of the checkpoint with the highest val/acc."""
+        return None if self.best is None else self.folder / store.BEST
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has lasted, before and after it was resumed."""
+        return self._before + self._here()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._arm()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer, "epoch")
+        self._stop(self._asked(trainer))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        due = time.monotonic() - self._saved_at >= self.every_n_seconds
+        if asked := self._asked(trainer, also=int(due)):
+            self._save(trainer, "batch")
+            self._stop(asked)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.should_stop:
+            return  # the rest of the validation is all that is left
+        if asked := self._asked(trainer):
+            if not trainer.sanity_checking:
+                self._save(trainer, "validation")
+            self._stop(asked)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = trainer.callback_metrics.get("val/acc")
+        if score is not None and not trainer.sanity_checking and (self.best is None or float(score) > self.best):
+            self.best = float(score)
+            trainer.save_checkpoint(self.folder / store.BEST, weights_only=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer, "epoch")
+        self._stop(self._asked(trainer))
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._arm()
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._stop(self._asked(trainer))
+
+    def _arm(self) -> None:
+        self.signals.install()
+        self.signals.armed = True
+        self._saved_at = time.monotonic()
+
+    def _asked(self, trainer: L.Trainer, also: int = 0) -> int:
+        """The signal that has come, or `also`, whichever is higher, to any of the processes."""
+        asked = max(self.signals.received, also)
+        if trainer.world_size == 1:
+            return asked
+        return int(trainer.strategy.reduce(torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max"))
+
+    def _stop(self, asked: int) -> None:
+        if asked > 1:
+            raise Interrupted(asked)
+
+    def _save(self, trainer: L.Trainer, place: Place) -> None:
+        if (place, trainer.global_step) == self._saved:
+            return
+        for logger in trainer.loggers:
+            logger.sync() if isinstance(logger, CSVLogger) else logger.save()
+        self.place, self._stopped = place, trainer.should_stop
+        trainer.save_checkpoint(self.folder / store.LAST, weights_only=False)
+        self._saved, self._saved_at = (place, trainer.global_step), time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "place": self.place, "stopped": self._stopped, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self._before = state_dict["best"], state_dict["seconds"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Brings Lightning's counters to where the run goes on: it saves in hooks between two of their steps."""
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs, validation = loops["epoch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+        for counter in ("total", "current"):
+            if self.place == "epoch":
+                epochs[counter] |= dict.fromkeys(epochs[counter], epochs[counter]["processed"])
+            begun = int(self.place == "validation")
+            validation[counter] = {"ready": begun, "started": begun, "processed": 0, "completed": 0}
+        checkpoint["first_step"] = trainer.global_step - (self.place == "validation")
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["callbacks"][self.state_key]
+        self._saved = (state["place"], checkpoint["global_step"])
+        trainer.should_stop = state["stopped"]

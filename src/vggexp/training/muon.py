@@ -1,0 +1,95 @@
+"""Muon (Jordan et al. 2024): SGD with momentum whose step of each weight matrix is made orthogonal.
+
+Every direction of a matrix then moves as far as every other, not only the few that gradients favour.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vggexp.system.hardware import multiplies_bf16
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the Newton-Schulz iteration, by Jordan: five steps bring all singular values to between 0.7 and 1.2, about."""
+
+
+class Muon(Optimizer):
+    """Muon for inner weights; SGD with Nesterov's momentum for the first and the last weight, biases and norms.
+
+    A convolution's weight counts as the matrix of its output channels by all that each of them sums over.
+
+    Args:
+        params: of a network, in the order of its layers.
+        lr: how far a step moves a matrix, measured by its spectral norm.
+        momentum: Nesterov's, of the matrices' gradients.
+        weight_decay: of the matrices; decoupled: a step shrinks them by lr × weight_decay.
+        sgd_lr, sgd_momentum, sgd_weight_decay: of the rest; biases and norms do not decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.03,
+        momentum: float = 0.6,
+        weight_decay: float = 0.05,
+        sgd_lr: float = 0.1,
+        sgd_momentum: float = 0.9,
+        sgd_weight_decay: float = 5e-4,
+    ) -> None:
+        params = list(params)
+        weights = [parameter for parameter in params if parameter.ndim > 1]
+        inner, outer = weights[1:-1], [*weights[:1], *weights[1:][-1:]]
+        vectors = [parameter for parameter in params if parameter.ndim <= 1]
+        sgd = {"lr": sgd_lr, "momentum": sgd_momentum, "orthogonal": False}
+        groups = [
+            {"params": inner, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True},
+            {"params": outer, "weight_decay": sgd_weight_decay, **sgd},
+            {"params": vectors, "weight_decay": 0.0, **sgd},
+        ]
+        super().__init__([group for group in groups if group["params"]], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step, after the gradients have been computed, by `closure` where it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    _step(parameter, self.state[parameter], group)
+        return loss
+
+
+def _step(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    gradient = parameter.grad
+    assert gradient is not None
+    if not group["orthogonal"] and group["weight_decay"]:
+        gradient = gradient.add(parameter, alpha=group["weight_decay"])
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+    update = gradient.add(momentum, alpha=group["momentum"])
+    if group["orthogonal"]:
+        update = orthogonal(update.flatten(1)).view_as(update)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.add_(update, alpha=-group["lr"])
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """(R, C) → (R, C), the same singular vectors with singular values near √max(1, R / C)."""
+    a, b, c = COEFFICIENTS
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / (wide.norm() + 1e-7)
+    if multiplies_bf16(matrix.device.type):
+        x = x.bfloat16()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.to(matrix.dtype) * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+    result: Tensor = x if wide is matrix else x.T
+    return result
