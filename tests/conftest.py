@@ -39,8 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def configure(*overrides: str) -> Config:
     """The checked config of a command line."""
-    (cfg,), _ = compose.configs(compose.parse(list(overrides)))
-    return cfg
+    return compose.config(*overrides)
 
 
 def vggexp(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,7 @@ def test_help_names_groups_and_keys(tmp_path: Path) -> None:
     done = vggexp("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
     for word in (
-        "model: alexnet, vgg11, vgg11_lrn, vgg13, vgg16, vgg16_c, vgg19",
+        "model: alexnet, vgg, vgg11, vgg11_lrn, vgg13, vgg16, vgg16_c, vgg19",
         "experiment:",
         "resize: 224",
         "--multirun",
@@ -66,7 +66,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     done = vggexp("train", *QUICK, "debug=fast", "hydra.run.dir=outputs/run", cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
-    where = "import vggexp.config.compose as c; print(c.CONF)"
+    where = "from vggexp.system import paths; print(paths.CONF)"
     env = os.environ | {"PYTHONPATH": str(installed)}
     conf = subprocess.run([sys.executable, "-c", where], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip  # noqa: E501
     assert conf.stdout.strip() == str(installed / "vggexp" / "conf")

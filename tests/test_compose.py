@@ -42,7 +42,7 @@ def test_groups_are_those_promised() -> None:
 
 def test_the_plain_command_is_the_chapters_run() -> None:
     cfg = configure("model=vgg11", "model.ratio=4")
-    assert (cfg.model.image_size, cfg.data.batch_size, cfg.trainer.max_epochs) == (224, 128, 5)
+    assert (cfg.data.resize, cfg.data.batch_size, cfg.trainer.max_epochs) == (224, 128, 5)
     assert cfg.optimizer.spec() == {
         "_target_": "torch.optim.Adam", "lr": 0.001, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8,
         "fused": True,
@@ -58,7 +58,7 @@ def test_book_has_no_validation_split_and_scores_the_test_set_each_epoch() -> No
 def test_a_plain_vgg_trains_on_all_training_images_and_is_tested_once(name: str) -> None:
     cfg = configure(f"experiment={name}")
     assert (cfg.data.val_size, cfg.data.train_size, cfg.data.test_each_epoch) == (0, None, False)
-    net = network(cfg.model.spec())
+    net = network(cfg.model.spec(), {"image_size": cfg.data.resize, "in_channels": 1, "num_classes": 10})
     kinds = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear, nn.Flatten}
     layers = [module for module in net.modules() if not list(module.children())]
     assert {type(layer) for layer in layers} == kinds
@@ -92,8 +92,13 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("model.ratio=3", "model.ratio=3: 1, 2, 4, 8, 16, 32, 64"),
         ("model.dropout=1", "model.dropout=1: less than 1"),
         ("model.init=kayming", "model.init=kayming did you mean kaiming?"),
-        ("data.resize=31", "model.image_size=31: 5 blocks data.resize=32"),
+        ("data.resize=31", "data.resize=31: 5 blocks 32"),
+        ("model.arch=vgg12", "model.arch=vgg12: vgg11, vgg19"),
         ("data.resize=27", "data.resize=27: greater than or equal to 28"),
+        ("inspect.show=[gauges,picture]", "inspect.show=picture: pictures"),
+        ("inspect.show=[evil.Evil]", "inspect.show.0=evil.Evil: allowed_packages=[evil]"),
+        ("+metrics.f1._target_=evil.Evil", "metrics.f1._target_=evil.Evil: allowed_packages=[evil]"),
+        ("model.image_size=32", "model.image_size=32: unknown key"),
         ("model.blocks=[[1]]", "model.blocks.0=[1]: 2 items"),
         ("model.blocks=[]", "model.blocks=[]: 1 item"),
         ("model.batch_norm=2", "model.batch_norm=2: boolean"),
@@ -142,8 +147,8 @@ def test_settings_that_contradict_are_named() -> None:
 
 def test_every_job_of_a_sweep_is_checked_before_the_first_starts() -> None:
     with pytest.raises(UserError, match=r"optimizer\.lr=-0\.0003"):
-        compose.configs(compose.parse(["-m", "data.resize=32,64", "optimizer.lr=1e-3,-3e-4"]))
-    jobs, _ = compose.configs(compose.parse(["-m", "data.resize=32,64", "seed=range(3)"]))
+        compose.configs("data.resize=32,64", "optimizer.lr=1e-3,-3e-4")
+    jobs = compose.configs("data.resize=32,64", "seed=range(3)")
     assert [(job.data.resize, job.seed) for job in jobs] == [(r, s) for r in (32, 64) for s in range(3)]
 
 
@@ -219,7 +224,7 @@ def test_a_network_of_the_users_own_trains_from_one_file_and_one_yaml(tmp_path: 
     (tmp_path / "conf" / "data").mkdir()
     (tmp_path / "conf" / "data" / "synthetic.yaml").write_text((TESTS / "conf/data/synthetic.yaml").read_text())
     (tmp_path / "conf" / "model" / "mine.yaml").write_text(
-        "_target_: mynets.Mine\nimage_size: ${data.resize}\nin_channels: 1\nnum_classes: 10\nwidth: 32\n"
+        "_target_: mynets.Mine\nwidth: 32\n"
     )
     (tmp_path / "mynets.py").write_text(
         """

@@ -28,7 +28,7 @@ CHOICES = st.one_of(WORDS, st.integers(), LISTS)
 
 BAD: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("data.resize", "data.batch_size", "data.val_size", "data.num_workers", "seed"), COUNTS),
-    **dict.fromkeys(("model.ratio", "model.hidden", "model.num_classes", "model.in_channels"), COUNTS),
+    **dict.fromkeys(("model.ratio", "model.hidden", "inspect.times"), COUNTS),
     **dict.fromkeys(("trainer.max_epochs", "trainer.log_every_n_steps", "trainer.accumulate_grad_batches"), COUNTS),
     **dict.fromkeys(("optimizer.lr", "checkpoint.every_n_seconds", "optimizer.eps"), AMOUNTS),
     **dict.fromkeys(("model.dropout", "trainer.limit_train_batches", "trainer.gradient_clip_val"), AMOUNTS),
@@ -81,7 +81,7 @@ TARGETS = [
     *(
         "vggexp.runs.manifest.write",
         "vggexp.runs.manifest.os.system",
-        "vggexp.train.main",
+        "vggexp.commands.train.main",
         "vggexp.data.idx.subprocess.run",
     ),
     *("torch.optim.adam.torch.load", "torch.optim.lr_scheduler.partial", "lightning.pytorch.Trainer"),
@@ -117,7 +117,7 @@ HYDRA = [
     "data.root=os.system model._target_=${data.root}",
     "+model.evil={_target_:os.system,command:'touch canary'}",
     "+evil={_target_:os.system,command:'touch canary'}",
-    "optimizer._target_=vggexp.models.vgg.VGG",
+    "optimizer._target_=vggexp.models.VGG",
     "model._target_=torch.optim.Adam",
     "model._target_=evil.Evil allowed_packages=[torch]",
 ]

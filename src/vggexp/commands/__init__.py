@@ -39,19 +39,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if name in ("-h", "--help"):
         print("usage: vggexp NAME [ARGS]; vggexp NAME --help says more\n")
-        for command, text in COMMANDS.items():
-            print(f"  {command:11} {text}")
+        for each, text in COMMANDS.items():
+            print(f"  {each:11} {text}")
         print("\nstart with: vggexp train experiment=quickstart")
         return 0
     if name not in COMMANDS:
         print(f"vggexp: {name}: no such command; it is one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = import_module(f"vggexp.commands.{name}")
+    module = import_module(f"vggexp.commands.{name}")
     if name != "train" and {"-h", "--help"} & set(args):  # Hydra answers for train
-        print(command.__doc__)
+        print(module.__doc__)
         return 0
     try:
-        return int(command.main(args))
+        return int(module.main(args))
     except UserError as error:
         return terminal.fail(error)
     except Interrupted as stop:

@@ -1,4 +1,4 @@
-"""What the commands beside training share: help, KEY=VALUE arguments, mistakes in one line, an output folder."""
+"""What the commands share: KEY=VALUE arguments, mistakes in one line, an output folder."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,24 @@ from vggexp.errors import UserError
 
 
 class Options(BaseModel):
-    """What a command takes; the values come as text."""
+    """What a command accepts; the values come as text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+T = TypeVar("T", bound=Options)
+
+
+def take(key: str, args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of KEY=VALUE among arguments, if it is there, and the other arguments.
+
+    Raises:
+        UserError: it is there twice.
+    """
+    found = [arg.partition("=")[2] for arg in args if arg.startswith(f"{key}=")]
+    if len(found) > 1:
+        raise UserError(f"{key}={found[1]}: is the second; give one at a time")
+    return (found[0] if found else None), [arg for arg in args if not arg.startswith(f"{key}=")]
 
 
 @contextmanager
@@ -23,21 +38,18 @@ def output(folder: Path) -> Iterator[None]:
     """Makes a folder to write into.
 
     Raises:
-        UserError: it, or a file in it, cannot be written.
+        UserError: the folder, or a file in it, cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        place = error.filename or folder
-        raise UserError(f"output={place}: {error.strerror or error}; name a place that can be written", 1) from error
-
-
-T = TypeVar("T", bound=Options)
+        path = error.filename or folder
+        raise UserError(f"output={path}: {error.strerror or error}; name a place that can be written", 1) from error
 
 
 def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ()) -> tuple[T, dict[str, Any]]:
-    """The command's options, and apart from them overrides of the run's config.
+    """The options of a command, and apart from them overrides of the run's config.
 
     Args:
         overridable: the keys of the config, or their beginnings, that may be overridden, for example "data.".

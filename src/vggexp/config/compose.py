@@ -2,30 +2,25 @@
 
 import argparse
 import functools
+import itertools
 import os
 import secrets
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
-from hydra import compose, version
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
@@ -34,14 +29,13 @@ from vggexp.config import policy
 from vggexp.config.messages import explain, misplaced, one_line, text_of
 from vggexp.config.schema import Config
 from vggexp.errors import UserError
-from vggexp.jobs.launcher import Processes
-
-_PACKAGED, _CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[3] / "conf"
-CONF = str(_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT)
-"""The folder of the YAML files: inside an installed package, at the top of a checkout."""
-
+from vggexp.system import paths
 
 S = TypeVar("S", bound=BaseModel)
+SEARCH = "search=optuna"
+
+# conf/hydra/launcher names what the launchers' own packages name, on purpose
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 @functools.cache
@@ -56,8 +50,8 @@ def run_name() -> str:
     if started := os.environ.get("TORCHELASTIC_RUN_ID"):
         if started == "none":
             raise UserError(
-                "torchrun: its processes need a folder in common; add --standalone, on several machines "
-                "--rdzv-id=NAME, or name it: hydra.run.dir=outputs/NAME"
+                "torchrun: its processes need a common folder; add --standalone, on several machines "
+                "--rdzv-id=NAME, or name the folder: hydra.run.dir=outputs/NAME"
             )
         return f"torchrun_{started}"
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
@@ -68,20 +62,177 @@ def run_name() -> str:
 OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --hydra-help lists the flags")
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Hydra's own flags; `overrides` holds the rest."""
-    args = get_args_parser().parse_args(argv)
-    if getattr(args, "experimental_rerun", None):
-        raise UserError("--experimental-rerun: refused, it runs code from a pickle; repeat the command instead")
+    """Hydra's flags; `overrides` holds the other arguments, `shows` says that nothing is to be trained.
+
+    Raises:
+        UserError: a flag does not exist, or what it names does not exist or is not allowed.
+    """
+    parser = _Parser(add_help=False)
+    for names in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--shell-completion", "-sc")):
+        parser.add_argument(*names, action="store_true")
+    for names in (("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
+        parser.add_argument(*names, action="store_true")
+    for names in (("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd"), ("--package", "-p")):
+        parser.add_argument(*names)
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--info", "-i", nargs="?", const="all")
+    parser.add_argument("--experimental-rerun")
+    parser.add_argument("overrides", nargs="*")
+    flags = parser.parse_intermixed_args(argv)
+    if flags.experimental_rerun:
+        raise UserError("--experimental-rerun: refused, because it runs code from a pickle; repeat the command instead")
     for name in ("config_path", "config_dir"):
-        folder = getattr(args, name)
-        if folder is not None and not Path(folder).is_dir():
+        if (folder := getattr(flags, name)) is None:
+            continue
+        if not Path(folder).is_dir():
             raise UserError(f"--{name.replace('_', '-')} {folder}: no such folder")
-        if folder is not None:
-            policy.check_files(folder)
-    policy.check_overrides(args.overrides)
-    args.config_path = str(Path(args.config_path).resolve()) if args.config_path else CONF
-    return args
+        policy.check_files(folder)
+    policy.check_overrides(flags.overrides)
+    shows = (flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info)
+    flags.shows = any(map(bool, shows))
+    return flags
+
+
+class Job(NamedTuple):
+    """One of the configs that a command line asks for."""
+
+    cfg: Config
+    overrides: list[str]
+    """The arguments that compose it; Hydra's own are not among them."""
+    raw: DictConfig
+    """The config as Hydra composed it, with its own part under `hydra`."""
+
+    def subdir(self, number: int) -> str:
+        """The name of the job's folder within the folder of its sweep."""
+        OmegaConf.update(self.raw.hydra, "job.num", number)
+        return str(self.raw.hydra.sweep.subdir)
+
+
+class Session:
+    """Hydra, for the time of one command line; see `session`."""
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        self.flags = flags
+        self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
+        self.overrides = self.parse(flags.overrides)
+        self.fixed = [o for o in self.overrides if not (flags.multirun and o.is_sweep_override())]
+        self.raw = self._compose([text_of(o) for o in self.fixed], self.fixed)
+        self.search = OmegaConf.select(self.raw, "search")
+        if not (flags.multirun or self.search is None):
+            raise UserError("search: tries many configs; add --multirun (-m)")
+
+    def job(self, overrides: list[str] | None = None) -> Job:
+        """The checked config of some arguments; by default that of the command line.
+
+        Raises:
+            UserError: a key or a value is not what the schema allows.
+        """
+        raw = self.raw if overrides is None else self._compose(overrides, self.parse(overrides))
+        cfg = check(raw)
+        try:
+            policy.check_hydra(raw.hydra, cfg.allowed_packages, self.flags.multirun)
+        except OmegaConfBaseException as error:
+            raise UserError(one_line(error)) from None
+        return Job(cfg, [text_of(o) for o in self.fixed] if overrides is None else overrides, raw)
+
+    def grid(self) -> list[Job]:
+        """Every combination of the values that the command line names, each checked.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+        params = [f"{key}={value}" for key, value in (self.raw.hydra.sweeper.params or {}).items()]
+        choices: dict[str, list[str]] = {}
+        for override in [*self.parse(params), *self.overrides]:
+            if not override.is_sweep_override():
+                values = [override.get_value_element_as_str()]
+            elif override.is_discrete_sweep():
+                values = list(override.sweep_string_iterator())
+            else:
+                raise UserError(f"{text_of(override)}: has no end of values; name some, or let {SEARCH} choose")
+            key = override.get_key_element()
+            choices[key] = [f"{key}={value}" for value in values]
+        return [self.job(list(combination)) for combination in itertools.product(*choices.values())]
+
+    def parse(self, overrides: list[str]) -> list[Override]:
+        """
+        Raises:
+            UserError: one is not KEY=VALUE.
+        """
+        return _parse_overrides(overrides, self.loader)
+
+    def task_overrides(self) -> list[str]:
+        """What the command line sets of the job itself, sweeps left out."""
+        own = ("hydra.", "hydra/", "search.", "search=")
+        return [text_of(o) for o in self.fixed if not text_of(o).lstrip("+~").startswith(own)]
+
+    def sweep_config(self, folder: Path) -> DictConfig:
+        """The config that Hydra's launchers begin with, for a sweep in a folder."""
+        overrides = [*map(text_of, self.fixed), quote("hydra.sweep.dir", folder), "hydra.mode=MULTIRUN"]
+        return self._compose(overrides, self.fixed)
+
+    def _compose(self, overrides: list[str], parsed: list[Override]) -> DictConfig:
+        name = self.flags.config_name or "config"
+        try:
+            return compose(name, overrides=overrides, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(misplaced(name, parsed, self.loader) or one_line(error)) from None
+
+
+class ConfigDir(SearchPathPlugin):
+    """Has Hydra look into the folder of `--config-dir`, after its own of the project."""
+
+    folder: ClassVar[str | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.append("command-line", f"file://{Path(self.folder).resolve()}")
+
+
+@contextmanager
+def session(flags: argparse.Namespace) -> Iterator[Session]:
+    """Has Hydra compose the configs of a command line.
+
+    Args:
+        flags: from `parse`.
+
+    Raises:
+        UserError: its config does not exist, or cannot be composed.
+    """
+    conf = Path(flags.config_path).resolve() if flags.config_path else paths.CONF
+    Plugins.instance().register(ConfigDir)
+    ConfigDir.folder = flags.config_dir
+    try:
+        with initialize_config_dir(str(conf), job_name="train", version_base="1.3"):
+            yield Session(flags)
+    finally:
+        ConfigDir.folder = None
+
+
+def config(*arguments: str) -> Config:
+    """The one checked config that arguments ask for.
+
+    Raises:
+        UserError: they ask for none.
+    """
+    with session(parse(list(arguments))) as hydra:
+        return hydra.job().cfg
+
+
+def configs(*arguments: str) -> list[Config]:
+    """Every config that arguments ask for, in which KEY=A,B names several values.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    with session(parse(["--multirun", *arguments])) as hydra:
+        return [job.cfg for job in hydra.grid()]
 
 
 def check(raw: DictConfig) -> Config:
@@ -113,153 +264,14 @@ def validate(values: Any, schema: type[S], prefix: str = "") -> S:
         raise UserError(prefix + explain(error, values, schema)) from None
 
 
-class Job(NamedTuple):
-    """One of the configs that a command line asks for."""
-
-    cfg: Config
-    overrides: list[str]
-    """The arguments that compose it; Hydra's own are not among them."""
-    hydra: DictConfig
-
-    def subdir(self, number: int) -> str:
-        """The name of its folder in that of its sweep."""
-        OmegaConf.update(self.hydra, "job.num", number)
-        return str(self.hydra.sweep.subdir)
-
-
-class Session:
-    """Hydra, for the time of one command line.
-
-    Args:
-        args: as `parse` gives them.
-    """
-
-    def __init__(self, args: argparse.Namespace, hydra: Hydra) -> None:
-        self.args, self.loader = args, hydra.config_loader
-        self.overrides = _parse_overrides(args.overrides, self.loader)
-        self._hydra = hydra
-        self.fixed = [o for o in self.overrides if not (args.multirun and o.is_sweep_override())]
-        self.raw = _compose(args, [text_of(o) for o in self.fixed], self.fixed)
-        self.search = OmegaConf.select(self.raw, "search")
-        if not (args.multirun or self.search is None):
-            raise UserError("search: tries many configs; add --multirun (-m)")
-
-    def job(self, overrides: list[str]) -> Job:
-        """
-        Raises:
-            UserError: a key or a value is not what the schema allows.
-        """
-        raw = _compose(self.args, overrides, _parse_overrides(overrides, self.loader))
-        return Job(_checked(raw, self.args.multirun), overrides, raw.hydra)
-
-    def parse(self, overrides: list[str]) -> list[Override]:
-        """
-        Raises:
-            UserError: one is not KEY=VALUE.
-        """
-        return _parse_overrides(overrides, self.loader)
-
-    def task_overrides(self) -> list[str]:
-        """What the command line sets of the job itself, sweeps left out."""
-        own = ("hydra.", "hydra/", "search.", "search=")
-        return [text_of(o) for o in self.fixed if not text_of(o).lstrip("+~").startswith(own)]
-
-    def grid(self) -> list[Job]:
-        """Every combination of the values that the command line names, each checked.
-
-        Raises:
-            UserError: nothing may start.
-        """
-        hydra = self.raw.hydra
-        if not str(hydra.sweeper._target_).endswith(".BasicSweeper"):
-            raise UserError(f"hydra/sweeper={hydra.runtime.choices['hydra/sweeper']}: leave it out; {SEARCHES}")
-        params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-        every = [*_parse_overrides(params, self.loader), *self.overrides]
-        for override in every:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise UserError(f"{text_of(override)}: has no end of values; name some, or: {SEARCHES}")
-        return [self.job(job) for job in BasicSweeper.split_arguments(every, None)[0]]
-
-    def launcher(self, task: TaskFunction, folder: Path) -> tuple[Launcher, DictConfig]:
-        """Hydra's launcher as configured, and the config that goes with it.
-
-        Args:
-            task: to be called with the composed config of each job.
-            folder: of the sweep.
-
-        Raises:
-            UserError: its package is not installed.
-        """
-        overrides = [text_of(o) for o in self.fixed]
-        config = self._hydra.compose_config(
-            self.args.config_name or "config", [*overrides, place("hydra.sweep.dir", folder)], RunMode.MULTIRUN
-        )
-        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(config))
-        options: dict[str, Any] = {"hydra_context": context, "task_function": task, "config": config}
-        if config.hydra.launcher._target_ == "vggexp.jobs.launcher.Processes":
-            ours = Processes()  # Hydra would look for it among its plugins
-            ours.setup(**options)
-            return ours, config
-        try:
-            return Plugins.instance().instantiate_launcher(**options), config
-        except (RuntimeError, ImportError, HydraException) as error:
-            name = config.hydra.runtime.choices["hydra/launcher"]
-            extra = name.partition("_")[0]
-            raise UserError(f"hydra/launcher={name}: {one_line(error)}; pip install 'vggexp[{extra}]'", 1) from None
-
-
-# conf/hydra/launcher names what the launchers' own packages name, on purpose
-warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-
-SEARCHES = "search=optuna searches among values"
-
-
-def place(key: str, folder: Path | str) -> str:
+def quote(key: str, value: Path | str) -> str:
     """The argument that sets a key to a path, whatever characters it has."""
-    text = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{text}'"
+    return f"{key}={_quoted(str(value))}"
 
 
-@contextmanager
-def session(args: argparse.Namespace) -> Iterator[Session]:
-    """As `hydra.main` starts, which offers no way to compose and check first.
-
-    Raises:
-        UserError: nothing may start.
-    """
-    version.setbase("1.3")
-    search_path = create_config_search_path(args.config_path)
-    if args.config_dir:
-        search_path.prepend("command-line", f"file://{Path(args.config_dir).resolve()}", SearchPathQuery("schema"))
-    hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=search_path)
-    try:
-        yield Session(args, hydra)
-    finally:
-        GlobalHydra.instance().clear()
-
-
-def configs(args: argparse.Namespace) -> tuple[list[Config], DictConfig]:
-    """Every config that a command line asks for, checked: one, or with `--multirun` one per job.
-
-    Returns:
-        The configs in the order of the jobs, and Hydra's own config.
-
-    Raises:
-        UserError: nothing may start.
-    """
-    with session(args) as hydra:
-        if args.multirun:
-            return [job.cfg for job in hydra.grid()], hydra.raw.hydra
-        return [_checked(hydra.raw, multirun=False)], hydra.raw.hydra
-
-
-def _checked(raw: DictConfig, multirun: bool) -> Config:
-    cfg = check(raw)
-    try:
-        policy.check_hydra(raw.hydra, cfg.allowed_packages, multirun)
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from None
-    return cfg
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def values(overrides: list[str]) -> dict[str, Any]:
@@ -274,15 +286,6 @@ def values(overrides: list[str]) -> dict[str, Any]:
     return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
 
-def _compose(args: argparse.Namespace, overrides: list[str], parsed: list[Override]) -> DictConfig:
-    name = args.config_name or "config"
-    try:
-        return compose(name, overrides=overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        loader = GlobalHydra.instance().config_loader()
-        raise UserError(misplaced(name, parsed, loader) or one_line(error)) from None
-
-
 def _parse_overrides(overrides: list[str], loader: ConfigLoader | None) -> list[Override]:
     parser = OverridesParser.create(loader)
     parsed = []
@@ -293,9 +296,3 @@ def _parse_overrides(overrides: list[str], loader: ConfigLoader | None) -> list[
             reason = str(error).splitlines()[0]
             raise UserError(f"{override}: is not KEY=VALUE ({reason}); a value with = , [ or {{ needs quotes") from None
     return parsed
-
-
-def fail(error: UserError) -> int:
-    """Prints the line and returns the exit code."""
-    print(f"vggexp: {error}", file=sys.stderr)
-    return error.exit_code

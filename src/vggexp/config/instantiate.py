@@ -19,8 +19,8 @@ OURS = {package.split(".")[0] for package in ALLOWED}
 def locate(target: str, kind: type) -> Any:
     """The class or function that `_target_` names.
 
-    The caller has checked that `target` lies in an allowed package; here the object must also be defined there, so
-    that a module's imports are no way out of it.
+    The caller has checked that `target` is in an allowed package; the object must also be defined there, so that a
+    module's imports do not lead out of the package.
 
     Args:
         kind: what it must be a subclass of. A schedule may also be a function, ours or the user's.
@@ -38,7 +38,7 @@ def locate(target: str, kind: type) -> Any:
         raise UserError(f"_target_={target}: is not a class or function of {package}")
     function = kind is LRScheduler and inspect.isfunction(found) and (module == SCHEDULES or package not in OURS)
     if not function and (not isinstance(found, type) or not issubclass(found, kind) or inspect.isabstract(found)):
-        raise UserError(f"_target_={target}: is no {kind.__name__}")
+        raise UserError(f"_target_={target}: is not a {kind.__name__}")
     return found
 
 
@@ -46,7 +46,7 @@ def construct(kind: type, spec: Mapping[str, Any], *args: Any, **extra: Any) -> 
     """Calls what `_target_` names with `args`, the spec's other entries and `extra`.
 
     Raises:
-        UserError: there is no such object, it does not take these options, or it refuses their values by ValueError.
+        UserError: there is no such object, it does not take these options, or it refuses their values.
     """
     options = dict(spec)
     target = options.pop("_target_")

@@ -55,9 +55,9 @@ def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader)
                 if not where:
                     names = sorted({*names, *(g for g in groups if "/" not in g and g != "hydra")})
                 return _unknown(".".join(parts), _value_text(override), where, part, names)
-            node = node._get_node(part)
-            if OmegaConf.is_interpolation(node):
+            if OmegaConf.is_interpolation(node, part):
                 break
+            node = node[part]
     return None
 
 

@@ -1,6 +1,5 @@
-"""What a config may not do, though Hydra would let it: run code, write elsewhere, grow without end."""
+"""What a config may not do, though Hydra would let it: run code, write outside the output folder, grow without end."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,61 +8,57 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vggexp.errors import UserError
+from vggexp.system.paths import outputs
 
 LARGEST_FILE, LARGEST_TREE = 2**20, 10**5
-PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.", "vggexp.jobs.launcher.")
-"""Where Hydra's launchers, sweepers and callbacks lie, and ours."""
+PLUGINS = ("hydra_plugins.", "vggexp.jobs.")
+"""Where launchers and sweepers may come from: the packages that Hydra looks into, and this project."""
 
 HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_FOLDER, LOG_NAME = "${hydra.runtime.output_dir}/", "${hydra.job.name}"
 
 
-def outputs() -> Path:
-    """The folder that all runs lie in: `outputs`, or what VGGEXP_OUTPUTS names."""
-    return Path(os.environ.get("VGGEXP_OUTPUTS") or "outputs")
-
-
-def check_place(path: str, key: str) -> None:
+def check_folder(path: str, key: str) -> None:
     """
     Raises:
-        UserError: a folder to write into lies outside of the output folder.
+        UserError: a folder to write into is outside the output folder.
     """
     root = outputs().resolve()
     if root not in Path(path).resolve().parents:
-        raise UserError(f"{key}={path}: lies outside of {outputs()}/; name a folder in it, or set VGGEXP_OUTPUTS")
+        raise UserError(f"{key}={path}: is outside {outputs()}/; name a folder in it, or set VGGEXP_OUTPUTS")
 
 
 def check_files(folder: str) -> None:
-    """Looks at a folder's YAML files before Hydra does.
+    """Checks a folder's YAML files before Hydra reads them.
 
     Raises:
-        UserError: one is larger than any config, or names its own parts so often that it stands for one.
+        UserError: one is too large, or becomes so when its aliases are expanded.
     """
     for path in sorted(Path(folder).rglob("*.yaml")):
         try:
             if path.stat().st_size > LARGEST_FILE:
-                raise UserError(f"{path}: is larger than a config can be")
+                raise UserError(f"{path}: is larger than {LARGEST_FILE:,} bytes, too large for a config")
             text = path.read_text(encoding="utf-8")
             root = yaml.compose(text, yaml.SafeLoader)  # type: ignore[no-untyped-call]
             if root is None:
                 continue
             if _size(root, {}) > LARGEST_TREE:
-                raise UserError(f"{path}: its aliases stand for more than {LARGEST_TREE:,} values")
+                raise UserError(f"{path}: its aliases expand to more than {LARGEST_TREE:,} values")
             _check_search_path(root, path)
             yaml.safe_load(text)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}") from error
         except yaml.YAMLError as error:
-            raise UserError(f"{path}: is no plain YAML: {' '.join(str(error).split())}") from error
+            raise UserError(f"{path}: is not plain YAML: {' '.join(str(error).split())}") from error
         except RecursionError as error:
-            raise UserError(f"{path}: is nested too deeply, or in itself") from error
+            raise UserError(f"{path}: is nested too deeply, or within itself") from error
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values that a node stands for, each alias counted in full."""
+    """The number of values in a node after its aliases are expanded."""
     if id(node) not in known:
-        known[id(node)] = LARGEST_TREE + 1  # if it is met within itself
+        known[id(node)] = LARGEST_TREE + 1  # for a node that contains itself
         children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         leaf = isinstance(node, yaml.ScalarNode)
         known[id(node)] = 1 if leaf else 1 + sum(_size(child, known) for child in children)
@@ -71,11 +66,11 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _check_search_path(root: yaml.Node, path: Path) -> None:
-    """Hydra imports the packages that `pkg://` names while it composes, before anybody could look at the result."""
+    """Refuses `pkg://`: Hydra imports such packages while it composes, before the result can be checked."""
     for key, value in _entries(root, set()):
         for folder in value.value if isinstance(value, yaml.SequenceNode) else [value]:
             if key == "searchpath" and not str(folder.value).startswith("file://"):
-                raise UserError(f"{path}: hydra.searchpath={folder.value}: only file:// is let in")
+                raise UserError(f"{path}: hydra.searchpath={folder.value}: only file:// is allowed")
 
 
 def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
@@ -93,21 +88,21 @@ def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]
 def check_overrides(overrides: list[str]) -> None:
     """
     Raises:
-        UserError: an argument would have Hydra import a package.
+        UserError: an argument would make Hydra import a package.
     """
     for override in overrides:
         if "hydra.searchpath" in override and ("pkg:" in override or "${" in override):
-            raise UserError(f"{override}: only file:// is let in")
+            raise UserError(f"{override}: only file:// is allowed")
 
 
 def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> None:
-    """Looks at Hydra's own part of a composed config before Hydra acts on it.
+    """Checks Hydra's own part of a composed config before Hydra acts on it.
 
     Args:
         allowed: packages that the user trusts.
 
     Raises:
-        UserError: it would run code, or write outside of the output folder.
+        UserError: it would run code, or write outside the output folder.
     """
     trusted = (*PLUGINS, *(f"{package}." for package in allowed))
     tree = OmegaConf.to_container(settings, resolve=False)
@@ -127,21 +122,23 @@ def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> Non
         ):
             raise UserError(f"{key}={value}: would run code; a log takes {', '.join(HANDLERS)} and {STREAMS[0]}")
         if logging and name == "filename" and (not value.startswith(LOG_FOLDER) or ".." in value):
-            raise UserError(f"{key}={value}: lies outside of the run's folder; begin it with {LOG_FOLDER}")
+            raise UserError(f"{key}={value}: is outside the run's folder; begin it with {LOG_FOLDER}")
     if tree["job"].get("env_set"):
         raise UserError(f"hydra.job.env_set={tree['job']['env_set']}: refused; set variables before the command")
+    if tree.get("callbacks"):
+        raise UserError(f"hydra.callbacks={tree['callbacks']}: not supported; inspect.show takes classes of your own")
     if tree.get("output_subdir") not in (None, ".hydra"):
-        raise UserError(f"hydra.output_subdir={tree['output_subdir']}: is .hydra or null")
+        raise UserError(f"hydra.output_subdir={tree['output_subdir']}: must be .hydra or null")
     if "/" in settings.job.name:
-        raise UserError(f"hydra.job.name={settings.job.name}: names a file of the run; leave out the /")
+        raise UserError(f"hydra.job.name={settings.job.name}: names the log file; leave out the /")
     if multirun:
-        check_place(settings.sweep.dir, "hydra.sweep.dir")
+        check_folder(settings.sweep.dir, "hydra.sweep.dir")
         OmegaConf.update(settings, "job.num", 0)  # Hydra numbers the jobs later
         subdir = str(settings.sweep.subdir)
         if ".." in Path(subdir).parts or Path(subdir).is_absolute():
-            raise UserError(f"hydra.sweep.subdir={subdir}: leaves the sweep's folder; name a folder in it")
+            raise UserError(f"hydra.sweep.subdir={subdir}: is outside the sweep's folder; name a folder in it")
     else:
-        check_place(settings.run.dir, "hydra.run.dir")
+        check_folder(settings.run.dir, "hydra.run.dir")
 
 
 def _strings(tree: Any, key: str) -> Iterator[tuple[str, str]]:

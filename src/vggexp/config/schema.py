@@ -1,6 +1,6 @@
-"""What a config may hold: every key with its type and range. The values themselves stand in `conf/`.
+"""What a config may hold: every key with its type and range. The values themselves are in `conf/`.
 
-Nothing heavy is imported here, so that a mistake is answered before torch is loaded.
+Nothing heavy is imported here, so that a mistake is reported before torch is loaded.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 from vggexp.models import architecture
 
 ALLOWED = ("vggexp.", "torch.optim.", "lightning.", "torchmetrics.")
-"""Where a `_target_` may come from; `allowed_packages` adds the user's own."""
+"""Where a `_target_` may come from; `allowed_packages` adds packages of the user."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Block = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
@@ -134,7 +134,7 @@ class Muon(Optimizer):
 
 
 class Scheduler(Component):
-    """A learning rate as a function of the step, from the first to the last of the run."""
+    """A learning rate as a function of the step."""
 
 
 class Cosine(Scheduler):
@@ -155,7 +155,7 @@ class OneCycle(Scheduler):
 
 
 class Step(Section):
-    """What happens in a step beside the network: plain cross-entropy, for a run from before there was a choice."""
+    """What happens in a step beside the network."""
 
     label_smoothing: Fraction = 0.0
     test_time_flip: bool = False
@@ -228,7 +228,7 @@ SCHEMAS: dict[str, type[Component]] = {
     "vggexp.training.schedules.cosine": Cosine,
     "vggexp.training.schedules.onecycle": OneCycle,
     "vggexp.training.schedules.triangular": Triangular,
-    # a component from elsewhere is held to what all of its kind have in common
+    # a component from elsewhere must have what all of its kind have in common
     "model": _OtherModel,
     "data": _OtherData,
     "optimizer": _OtherOptimizer,
@@ -258,14 +258,13 @@ class Inspect(Section):
         """The classes, as `package.module.Name`."""
         return [INSPECTIONS.get(name, name) for name in self.show]
 
-    @field_validator("show")
-    @classmethod
-    def _known(cls, show: list[str]) -> list[str]:
-        for name in show:
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.show:
             if name not in INSPECTIONS and "." not in name:
                 names = ", ".join(INSPECTIONS)
-                raise ValueError(f"{name}: must be one of {names}, or a class of your own as package.module.Name")
-        return show
+                raise ValueError(f"show={name}: must be one of {names}, or a class of your own as package.module.Name")
+        return self
 
 
 class Logger(Section):
@@ -278,7 +277,7 @@ class Logger(Section):
 
 
 class Search(Section):
-    """How `search=optuna` looks for a config; no part of the config itself."""
+    """How `search=optuna` looks for a config; not a part of the config itself."""
 
     n_trials: int = Field(ge=1)
     at_once: int = Field(ge=1)

@@ -1,4 +1,4 @@
-"""One job, alone or of a sweep: trains a config into a folder, tells what goes wrong, and keeps the record."""
+"""One run, alone or in a sweep: starts or resumes it, reports what goes wrong, and keeps its `result.json`."""
 
 import errno
 import os
@@ -10,157 +10,190 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import run_job
 from omegaconf import DictConfig
 
 from vggexp.config import compose
+from vggexp.config.compose import Session
 from vggexp.config.schema import Config
 from vggexp.errors import Pruned, UserError
-from vggexp.runs import layout, manifest, resume, tables
+from vggexp.jobs import launcher
+from vggexp.runs import layout, manifest, resume, select, tables
 from vggexp.system import terminal
 from vggexp.system.signals import Interrupted, Signals, reason
 
-COMMAND = "python -m vggexp.train"
-OUTPUT = "output.log"
-"""What a job of a sweep would have said on the terminal."""
-
-STOP = ".stop"
-"""In a sweep's folder: it has been stopped, so that a job which still waits in a queue must not begin."""
-
-layout.TRIAL = "trial.json"
-"""In a folder of a sweep: the study that the run is a trial of, and may prune it."""
+COMMAND = "vggexp train"
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""What a full, broken or protected disk answers."""
+"""The errors of a full, broken or protected disk."""
 
 
-def first(raw: DictConfig) -> int:
-    """Trains a composed config into the folder that Hydra made for it; returns the exit code."""
-    cfg = compose.check(raw)
-    return train(cfg, _folder(), manifest.collect(cfg))
+def start(session: Session) -> int:
+    """Trains the one config of a command line into a new folder; returns the exit code.
 
+    Where torchrun or SLURM has started the same processes before, the run in the folder is resumed.
 
-def of_sweep(raw: DictConfig) -> int:
-    """The same, in whatever process the launcher has chosen: what is done stays, what was begun goes on.
-
-    No exception leaves here, for it would end the launcher: not even an interruption, which is in the record.
+    Raises:
+        UserError: the config is wrong, or the folder holds a run already.
     """
-    folder = _folder()
-    if (Path(HydraConfig.get().sweep.dir) / STOP).exists():
+    job = session.job()
+    folder = Path(job.raw.hydra.run.dir)
+    if _is_restarted() and (folder / layout.RESULT).exists():
+        return continue_run(job.cfg, folder, manifest.load(folder, f"hydra.run.dir={folder}"))
+    content = manifest.collect(job.cfg)
+    if not is_worker():
+        manifest.claim(folder, content, "hydra.run.dir")
+    done = run_job(
+        hydra_context=launcher.context(session),
+        task_function=lambda _: train(job.cfg, folder, content),
+        config=job.raw,
+        job_dir_key="hydra.run.dir",
+        job_subdir_key=None,
+    )
+    return int(done.return_value)
+
+
+def start_in_sweep(raw: DictConfig) -> int:
+    """Trains a job of a sweep, in whatever process the launcher has chosen; returns the exit code.
+
+    A run that completed stays as it is, one that was begun is resumed. No exception leaves this function, because it
+    would end the launcher; not even an interruption, which is in `result.json`.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if (Path(HydraConfig.get().sweep.dir) / layout.STOP).exists():
         return 130
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
         os.environ.setdefault("OMP_NUM_THREADS", cores)  # not every cluster confines a job to its own
-    with _output(folder / OUTPUT):
+    with _output_to(folder / layout.OUTPUT):
         try:
             cfg = compose.check(raw)
             if not (folder / layout.RESULT).exists():
-                manifest = manifest.collect(cfg)
-                manifest.claim(folder, manifest, "hydra.sweep.subdir")
-                return train(cfg, folder, manifest, of_study=True)
-            past = manifest.load(folder, f"{resume.OPTION}{folder}")
-            return 0 if past["status"] in ("completed", "pruned") else go_on(cfg, folder, past, of_study=True)
+                content = manifest.collect(cfg)
+                manifest.claim(folder, content, "hydra.sweep.subdir")
+                return train(cfg, folder, content, in_sweep=True)
+            past = manifest.load(folder, f"resume={folder}")
+            done = past["status"] in ("completed", "pruned")
+            return 0 if done else continue_run(cfg, folder, past, in_sweep=True)
         except UserError as error:
-            return compose.fail(error)
+            return terminal.fail(error)
         except Interrupted as stop:
             if "SLURM_JOB_ID" in os.environ:
-                os._exit(stop.exit_code)  # to return would be to have done; SLURM may begin the job again
+                os._exit(stop.exit_code)  # a return would mean success; SLURM may start the job again
             return stop.exit_code
 
 
-def go_on(cfg: Config, folder: Path, past: dict[str, Any], of_study: bool = False) -> int:
-    """Goes on with a run in its folder; returns the exit code.
+def resume_run(run: str, args: list[str]) -> int:
+    """Resumes the run that `resume=` means, if it has anything left to do; returns the exit code.
 
-    Args:
-        past: its record so far.
-        of_study: see `train`.
+    Raises:
+        UserError: there is no such run, or the arguments do not fit it.
     """
-    manifest = manifest.collect(cfg)
-    old, new = dict(past.get("versions") or {}), manifest["versions"]
-    if changed := [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]:
-        print(f"{folder}: goes on with {', '.join(changed)}: the last bits may differ", file=sys.stderr)
-    manifest |= {"started": past.get("started"), "resumed": [*past.get("resumed", []), manifest["started"]]}
-    return train(cfg, folder, manifest, again=True, of_study=of_study)
+    folder = select.run(run, "resume")
+    cfg, past = resume.config(folder, args)
+    if past["status"] == "completed" and cfg.trainer.max_epochs == past["config"]["trainer"]["max_epochs"]:
+        print(f"{folder}: has completed; trainer.max_epochs=N with a larger N trains it further")
+        return 0
+    # the further processes of trainer=ddp start by the same arguments, and `last` may mean another run by then
+    sys.argv = [f"resume={folder.resolve()}" if arg.startswith("resume=") else arg for arg in sys.argv]
+    return continue_run(cfg, folder, past)
 
 
-def train(cfg: Config, folder: Path, manifest: dict[str, Any], again: bool = False, of_study: bool = False) -> int:
-    """Trains into a folder; what goes wrong is told and recorded. Returns the exit code.
+def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool = False) -> int:
+    """Resumes a run in its folder; returns the exit code.
 
     Args:
-        again: goes on from what the folder holds.
-        of_study: if the folder says that the run is a trial, its study may prune it.
+        past: its `result.json` so far.
+        in_sweep: see `train`.
+    """
+    content = manifest.collect(cfg)
+    old, new = dict(past.get("versions") or {}), content["versions"]
+    if changed := [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]:
+        print(f"{folder}: resumed with {', '.join(changed)}: the last bits may differ", file=sys.stderr)
+    content |= {"started": past.get("started"), "resumed": [*past.get("resumed", []), content["started"]]}
+    return train(cfg, folder, content, again=True, in_sweep=in_sweep)
+
+
+def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = False, in_sweep: bool = False) -> int:
+    """Trains into a folder; what goes wrong is printed and recorded. Returns the exit code.
+
+    Args:
+        content: of `result.json`.
+        again: resumes from what the folder holds.
+        in_sweep: whether the study of a search may prune the run, if the folder says that it is a trial.
 
     Raises:
         Interrupted: by a signal.
     """
 
     def interrupted(signum: int) -> None:
-        if manifest["status"] == "running":
-            _record(folder, manifest | {"status": "interrupted", "reason": reason(signum)})
+        if content["status"] == "running":
+            _write(folder, content | {"status": "interrupted", "reason": reason(signum)})
 
     parent = os.getppid()
     if cfg.trainer.strategy == "ddp":
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would advise against our choice in each process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn of our choice in each process
     try:
-        lock = nullcontext() if is_worker() else manifest.lock(folder, f"{resume.OPTION}{folder}")
+        lock = nullcontext() if is_worker() else manifest.lock(folder, f"resume={folder}")
         with lock, Signals(interrupted) as signals:
             try:
                 if not is_worker():
-                    manifest.write(folder, manifest)
+                    manifest.write(folder, content)
                     tables.announce(cfg, folder)
-                from vggexp.training.run import run  # torch and Lightning: only now, when nothing is left to refuse
-
-                callbacks = []
-                if of_study and (folder / layout.TRIAL).exists():
-                    from vggexp.jobs.pruning import Pruning
-
-                    callbacks.append(Pruning(folder / layout.TRIAL))
-                result = run(cfg, folder, resume=again, signals=signals, callbacks=callbacks)
+                result = _train(cfg, folder, again, signals, folder / layout.TRIAL if in_sweep else None)
             except Interrupted as stop:
                 interrupted(stop.signum)
                 if is_worker():
                     return 0  # else Lightning would kill the first process before it has recorded its end
-                place = terminal.short(folder)
-                print(f"vggexp: stopped by {stop}; to go on: {COMMAND} {resume.OPTION}{place}", file=sys.stderr)
+                again_with = f"{COMMAND} resume={terminal.short(folder)}"
+                print(f"vggexp: stopped by {stop}; to continue: {again_with}", file=sys.stderr)
                 raise
             except Pruned as stop:
                 print(stop)
-                _record(folder, manifest | {"status": "pruned", "reason": str(stop)})
+                _write(folder, content | {"status": "pruned", "reason": str(stop)})
                 return 0
             except Exception as error:
                 if is_worker() and os.getppid() != parent:
                     return 1  # the first process has ended and said why
                 mistake = error if isinstance(error, UserError) else _known(error, cfg, folder)
                 text = str(mistake or f"{type(error).__name__}: {error}")
-                _record(folder, manifest | {"status": "failed", "reason": text})
+                _write(folder, content | {"status": "failed", "reason": text})
                 if mistake is not None:
-                    return mistake.exit_code if is_worker() else compose.fail(mistake)
+                    return mistake.exit_code if is_worker() else terminal.fail(mistake)
                 traceback.print_exc()
                 return 1
-            manifest |= {"status": "completed"} | result
-            _record(folder, manifest)
-    except UserError as error:  # of the lock
-        return compose.fail(error)
+            content |= {"status": "completed"} | result
+            _write(folder, content)
+    except UserError as error:  # from the lock
+        return terminal.fail(error)
     if not is_worker():
-        tables.show_result(manifest, folder)
+        tables.show_result(content, folder)
     return 0
 
 
+def _train(cfg: Config, folder: Path, again: bool, signals: Signals, trial: Path | None) -> dict[str, Any]:
+    from vggexp.training.run import run  # torch and Lightning: only now, when nothing is left to refuse
+
+    callbacks = []
+    if trial is not None and trial.exists():
+        from vggexp.jobs.pruning import Pruning
+
+        callbacks.append(Pruning(trial))
+    return run(cfg, folder, resume=again, signals=signals, callbacks=callbacks)
+
+
 def is_worker() -> bool:
-    """Whether this is one of the further processes of trainer=ddp: the first one keeps the record."""
+    """Whether this is one of the further processes of trainer=ddp: the first one keeps `result.json`."""
     rank = os.environ.get("SLURM_PROCID") if int(os.environ.get("SLURM_NTASKS", 1)) > 1 else None
     return int(os.environ.get("RANK") or rank or os.environ.get("LOCAL_RANK") or 0) > 0
 
 
-def is_started_again() -> bool:
+def _is_restarted() -> bool:
     """Whether torchrun or SLURM has started these processes before."""
     return any(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
-def _folder() -> Path:
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
 def _known(error: Exception, cfg: Config, folder: Path) -> UserError | None:
-    """The mistake behind an exception of the system; None if it is not known."""
+    """The message for an error of the system; None if it is not one that a user can put right."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return UserError(
@@ -171,14 +204,13 @@ def _known(error: Exception, cfg: Config, folder: Path) -> UserError | None:
         )
     if isinstance(error, OSError) and error.errno in DISK:
         return UserError(
-            f"{error.filename or folder}: {error.strerror}; make it writable or make room, then "
-            f"{resume.OPTION}{folder}",
+            f"{error.filename or folder}: {error.strerror}; make it writable or free some space, then resume={folder}",
             1,
         )
     return None
 
 
-def _record(folder: Path, content: dict[str, Any]) -> None:
+def _write(folder: Path, content: dict[str, Any]) -> None:
     if not is_worker():
         try:
             manifest.write(folder, content)
@@ -187,8 +219,8 @@ def _record(folder: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _output(path: Path) -> Iterator[None]:
-    """Leads this process's standard output and error into a file, those of libraries and child processes, too."""
+def _output_to(path: Path) -> Iterator[None]:
+    """Redirects standard output and error into a file, also those of libraries and child processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = [os.dup(1), os.dup(2)]

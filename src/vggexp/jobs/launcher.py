@@ -1,6 +1,6 @@
-"""Hydra's launcher that a sweep uses by itself: one job after another, each in a process of its own.
+"""Hydra's launchers, and the one that a sweep uses by default: one job after another, each in a process of its own.
 
-Nothing passes from job to job but what a fork server has imported, and a job that is killed takes no other along.
+Nothing passes from job to job but what a fork server has imported, and a job that is killed takes no other with it.
 """
 
 import multiprocessing
@@ -12,10 +12,47 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+
+from vggexp.config.compose import Session
+from vggexp.config.messages import one_line
+from vggexp.errors import UserError
+
+PROCESSES = "vggexp.jobs.launcher.Processes"
+
+
+def context(session: Session) -> HydraContext:
+    """What Hydra's own functions need to know; a config cannot name callbacks, so there are none."""
+    return HydraContext(config_loader=session.loader, callbacks=Callback())  # type: ignore[arg-type]
+
+
+def make(session: Session, task: TaskFunction, config: DictConfig) -> Launcher:
+    """The launcher that a config names.
+
+    Args:
+        task: called with the composed config of each job.
+        config: from `Session.sweep_config`.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    options: dict[str, Any] = {"hydra_context": context(session), "task_function": task, "config": config}
+    if config.hydra.launcher._target_ == PROCESSES:
+        launcher = Processes()  # Hydra looks for launchers in its own namespace alone
+        launcher.setup(**options)
+        return launcher
+    try:
+        return Plugins.instance().instantiate_launcher(**options)
+    except (RuntimeError, ImportError, HydraException) as error:
+        name = config.hydra.runtime.choices["hydra/launcher"]
+        extra = name.partition("_")[0]
+        raise UserError(f"hydra/launcher={name}: {one_line(error)}; pip install 'vggexp[{extra}]'", 1) from None
 
 
 class Processes(Launcher):
@@ -30,7 +67,7 @@ class Processes(Launcher):
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         processes: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            processes.set_forkserver_preload(["vggexp.training.run"])  # imported once, by a process that trains nothing
+            processes.set_forkserver_preload(["vggexp.training.run"])  # imported once, by a process that never trains
         done = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -61,7 +98,7 @@ def _job(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
 
 
 def _end_with_parent() -> None:
-    """Has the job save and stop when the sweep's process has ended, however it did."""
+    """Makes the job save and stop when the sweep's process has ended, however it did."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""A sweep while it runs: how far it is, what has failed, what is best so far, how long it will take."""
+"""A sweep while it runs: its progress, what failed, what is best so far, how long it will take."""
 
 import os
 import threading
@@ -15,18 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 from vggexp.config.schema import Config
-from vggexp.runs import read as runs
+from vggexp.runs import metrics, read
 from vggexp.runs.read import Run
 
 OVER = ("completed", "pruned", "failed", "unreadable")
-"""A job of this status will not go on by itself."""
+"""A job of this status has ended."""
 
+SCORES = (metrics.OBJECTIVE, metrics.WITHOUT_VALIDATION)
+RUNNING = ("train/loss", metrics.OBJECTIVE)
 SHOWN = 8
 """Running jobs that have a line of their own."""
 
 
 class Watched(NamedTuple):
-    """A job whose folder is looked at."""
+    """A job of a sweep."""
 
     label: str
     """What sets it apart from the others."""
@@ -34,12 +36,12 @@ class Watched(NamedTuple):
 
 
 class Overview:
-    """Looks at the jobs' folders, wherever they run; a terminal shows a picture, a file gets a line for each event.
+    """Reads the jobs' folders, wherever they run; a terminal shows their progress, a file gets a line for each event.
 
     Args:
-        jobs: by folder; more may come.
+        jobs: by folder; more may be added meanwhile.
         total: how many there will be.
-        every: seconds between two looks.
+        every: seconds between two readings.
     """
 
     def __init__(self, jobs: dict[Path, Watched], total: int = 0, every: float = 1.0) -> None:
@@ -52,9 +54,9 @@ class Overview:
 
     def __enter__(self) -> Self:
         for folder in self.jobs:
-            run = runs.read(folder)
+            run = read.read(folder)
             if run.status in ("completed", "pruned"):
-                self.seen[folder] = run  # of an earlier time: no news
+                self.seen[folder] = run  # by an earlier start, so not an event
         self._before = sum(self._done(run) for run in self.seen.values())
         if self.console.is_terminal:
             self._live.start()
@@ -77,19 +79,20 @@ class Overview:
             before = self.seen.get(folder)
             if before is not None and before.status in ("completed", "pruned"):
                 continue
-            self.seen[folder] = run = runs.read(folder)
+            self.seen[folder] = run = read.read(folder)
             if before is None or before.status != run.status:
-                self._tell(run, job)
+                self._print(run, job)
         if self.console.is_terminal:
             self._live.update(self._picture(), refresh=True)
 
-    def _tell(self, run: Run, job: Watched) -> None:
+    def _print(self, run: Run, job: Watched) -> None:
         if run.status == "waiting" or (run.status == "running" and self.console.is_terminal):
             return
         text = f"{run.folder.name}  {run.status}  {job.label}"
         if run.status == "completed":
-            scores = [f"{name} {run.result[name]:.4f}" for name in ("val/acc", "test/acc") if run.number(name)]
-            text += f"  {'  '.join(scores)}  {run.result['seconds']:.0f} s"
+            numbers = {name: metrics.text(name, run.number(name)) for name in SCORES if run.number(name) is not None}
+            text += f"  {'  '.join(f'{name} {number}' for name, number in numbers.items())}"
+            text += f"  {metrics.text('seconds', run.result['seconds'])} s"
         elif run.reason:
             text += f"  {run.reason}"
         if run.status != "running":
@@ -109,18 +112,18 @@ class Overview:
         done, running, failed = self._count("completed", "pruned"), self._count("running"), self._count(*OVER[2:])
         words = [f"{done}/{self.total} done", f"{running} running"]
         words += [f"{self.total - done - running - failed} waiting", f"{failed} failed"]
-        if best := best_of(self.seen):
+        if best := metrics.best(self.seen.values(), lambda run: run.score(metrics.OBJECTIVE)):
             label = self.jobs[best.folder].label or best.folder.name
-            words.append(f"best val/acc {best.result['val/acc']:.4f} ({label})")
+            words.append(f"best {metrics.OBJECTIVE} {best.result[metrics.OBJECTIVE]:.4f} ({label})")
         if (left := self.seconds_left()) is not None:
             words.append(f"about {duration(left)} left")
         bar = Table.grid()
         bar.add_row(ProgressBar(total=self._work(), completed=sum(map(self._done, self.seen.values())), width=60))
         lines = Table.grid(padding=(0, 2))
         for run in [run for run in self.seen.values() if run.status == "running"][:SHOWN]:
-            epochs = runs.epochs(run.folder)
+            epochs = read.epochs(run.folder)
             last = epochs[-1] if epochs else {}
-            scores = "  ".join(f"{name} {last[name]:.4f}" for name in ("train/loss", "val/acc") if name in last)
+            scores = "  ".join(f"{name} {last[name]:.4f}" for name in RUNNING if name in last)
             job = self.jobs[run.folder]
             lines.add_row(run.folder.name, job.label, f"epoch {len(epochs) + 1}/{job.cfg.trainer.max_epochs}", scores)
         return Group(bar, Text(" · ".join(words)), lines)
@@ -133,30 +136,24 @@ class Overview:
         whole = work(self.jobs[run.folder].cfg)
         if run.status in OVER:
             return whole
-        return whole * min(1.0, len(runs.epochs(run.folder)) / max(1, self.jobs[run.folder].cfg.trainer.max_epochs))
+        return whole * min(1.0, len(read.epochs(run.folder)) / max(1, self.jobs[run.folder].cfg.trainer.max_epochs))
 
     def seconds_left(self) -> float | None:
-        """From the work done since the sweep was started, on as many jobs at once; None before anything is."""
+        """Estimated from the work done since the sweep was started; None before anything is done."""
         done = sum(self._done(run) for run in self.seen.values())
         if done <= self._before:
             return None
         return (time.monotonic() - self._begun) * (self._work() - done) / (done - self._before)
 
 
-def best_of(seen: Mapping[Path, Run]) -> Run | None:
-    """The completed run with the highest val/acc."""
-    scored = [run for run in seen.values() if run.status == "completed" and run.number("val/acc") is not None]
-    return max(scored, key=lambda run: run.result["val/acc"], default=None)
-
-
 def work(cfg: Config) -> float:
-    """How much there is to compute, roughly: pixels times epochs, narrower networks less."""
+    """A rough measure of what there is to compute: pixels times epochs, less for narrower networks."""
     ratio = float(cfg.model.spec().get("ratio") or 1)
     return cfg.data.resize**2 * cfg.trainer.max_epochs / ratio
 
 
 def duration(seconds: float) -> str:
-    """For people."""
+    """A time as it is printed."""
     minutes = seconds / 60
     if minutes < 1.5:
         return f"{max(1, round(seconds))} s"

@@ -5,9 +5,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -18,88 +16,137 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from vggexp.config import compose
-from vggexp.config.compose import Session
-from vggexp.config.schema import Search
+from vggexp.config.schema import Search as Settings
 from vggexp.errors import UserError
-from vggexp.jobs import sweep
 from vggexp.jobs.overview import Watched
-from vggexp.runs import layout
-from vggexp.runs import read as runs
+from vggexp.jobs.sweep import Entry, Sweep, refuse_processes, watched
+from vggexp.runs import layout, metrics, read
 from vggexp.system import files, terminal
 
-STUDY = "study.db"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILED = ("failed", "unreadable")
-OBJECTIVE = "val/acc"
 TRIES = 3
-"""Of a trial whose process is killed each time, perhaps for want of memory."""
+"""Starts of a trial whose process is killed each time, perhaps for want of memory."""
+
+Space = dict[str, tuple[BaseDistribution, list[str]]]
+"""What is searched, by key: a distribution and, where it is a choice, the texts of its values."""
 
 
-def start(hydra: Session, argv: list[str]) -> int:
-    """Tries configs until the study has as many finished trials as it should; returns the exit code.
+class Search(Sweep):
+    """Tries configs until the study has as many finished trials as it should."""
 
-    Raises:
-        UserError: nothing may start, or every trial fails.
-        Interrupted: by a signal, when the trials that run have been saved.
-    """
-    settings = compose.validate(OmegaConf.to_container(hydra.search, resolve=True), Search, "search.")
-    space, fixed = _space(hydra, settings)
-    first = hydra.job([*fixed, *(f"{key}={texts[0]}" for key, (_, texts) in space.items() if texts)])
-    if first.cfg.data.val_size == 0:
-        raise UserError("data.val_size=0: a search needs a validation set; set data.val_size=5000")
-    sweep.refuse_processes(first.cfg)
-    folder = sweep.place(hydra, identity := _identity(settings, space, fixed))
-    sweep.write(folder, argv, [], identity)
-    study = _study(settings, folder)
-    watched: dict[Path, Watched] = {}
-    failures = 0
-    cut_off: Counter[int] = Counter()  # how often each trial has ended without a word
-    with sweep.concluded(folder), sweep.conducted(watched, folder, settings.n_trials):
-        while _finished(study) < settings.n_trials:
-            with contextlib.ExitStack() as held:
-                trials = _next(study, settings, space, folder, held)
-                entries = []
-                for trial in trials:
-                    job = hydra.job([*fixed, *_overrides(trial, space)])
-                    entry = sweep.Entry(folder / str(trial.number), job.overrides, job.cfg)
-                    content = {"storage": _storage(settings, folder), "study": study.study_name, "number": trial.number}
-                    files.write_text(entry.folder / layout.TRIAL, json.dumps(content) + "\n")
-                    watched[entry.folder] = Watched(" ".join(_overrides(trial, space)), job.cfg)
-                    entries.append(entry)
-                if entries:
-                    sweep.launch(hydra, folder, entries)
-                else:
-                    time.sleep(1)  # other processes are at the last trials
-                ended = [runs.read(entry.folder) for entry in entries]
-                for trial, run in zip(trials, ended, strict=True):
-                    cut_off[trial.number] += run.status == "interrupted"
-                    _tell(study, trial, run, give_up=cut_off[trial.number] == TRIES)
-            failed = [run for run in ended if run.status in FAILED or cut_off[int(run.folder.name)] == TRIES]
-            failures += len(failed)
-            if failed and len(study.get_trials(deepcopy=False, states=[TrialState.FAIL])) >= settings.n_trials:
-                raise UserError(f"search: {settings.n_trials} trials have failed, the last for: {failed[-1].reason}", 1)
-    _show_best(study, space, folder)
-    return int(failures > 0)
+    def sweep(self, arguments: list[str]) -> int:
+        """Returns the exit code: 1 if a trial failed.
 
+        Raises:
+            UserError: nothing may start, or every trial fails.
+            Interrupted: by a signal, when the trials that run have been saved.
+        """
+        self.settings = compose.validate(OmegaConf.to_container(self.session.search, resolve=True), Settings, "search.")
+        self.space, self.fixed = self._space()
+        first = [f"{key}={texts[0]}" for key, (_, texts) in self.space.items() if texts]
+        cfg = self.session.job([*self.fixed, *first]).cfg
+        if cfg.data.val_size == 0:
+            raise UserError("data.val_size=0: a search needs a validation set; set data.val_size=5000")
+        refuse_processes(cfg)
+        folder = self.folder(identity := self._identity())
+        self.write(folder, arguments, [], identity)
+        study = _study(self.settings, folder)
+        failures = self._search(study, folder)
+        self._show_best(study, folder)
+        return int(failures > 0)
 
-def _space(hydra: Session, settings: Search) -> tuple[dict[str, tuple[BaseDistribution, list[str]]], list[str]]:
-    """What is searched, by key: a distribution, and where it is a choice the texts of its values; and what is fixed.
+    def _search(self, study: optuna.Study, folder: Path) -> int:
+        """Returns how many trials failed."""
+        jobs: dict[Path, Watched] = {}
+        failures = 0
+        killed: Counter[int] = Counter()  # how often each trial has ended without a word
+        wanted = self.settings.n_trials
+        with watched(jobs, folder, wanted):
+            while _finished(study) < wanted:
+                with contextlib.ExitStack() as locks:
+                    trials = self._next(study, folder, locks)
+                    entries = [self._entry(study, trial, folder) for trial in trials]
+                    jobs |= {e.folder: Watched(" ".join(self._overrides(t)), e.cfg) for e, t in zip(entries, trials, strict=True)}
+                    if entries:
+                        self.launch(folder, entries)
+                    else:
+                        time.sleep(1)  # other processes are at the last trials
+                    ended = [read.read(entry.folder) for entry in entries]
+                    for trial, run in zip(trials, ended, strict=True):
+                        killed[trial.number] += run.status == "interrupted"
+                        _report(study, trial, run, give_up=killed[trial.number] == TRIES)
+                failed = [run for run in ended if run.status in FAILED or killed[int(run.folder.name)] == TRIES]
+                failures += len(failed)
+                if failed and len(study.get_trials(deepcopy=False, states=[TrialState.FAIL])) >= wanted:
+                    raise UserError(f"search: {wanted} trials have failed, the last because: {failed[-1].reason}", 1)
+        return failures
 
-    Raises:
-        UserError: a part of the space is none.
-    """
-    given = {override.get_key_element(): override for override in hydra.overrides}
-    default = {}
-    for key, text in settings.space.items():
-        (default[key],) = hydra.parse([f"{key}={text}"])
-    found = {}
-    for key, override in (default | given).items():
-        if override.is_sweep_override():
-            found[key] = _distribution(override)
-        elif key not in given:
-            raise UserError(f"search.space.{key}={settings.space[key]}: is one value; give a choice or an interval")
-    fixed = [text for text in hydra.task_overrides() if text.partition("=")[0] not in found]
-    return found, fixed
+    def _entry(self, study: optuna.Study, trial: FrozenTrial, folder: Path) -> Entry:
+        """The job of a trial, with the file by which its run finds the study."""
+        job = self.session.job([*self.fixed, *self._overrides(trial)])
+        content = {"storage": _storage(self.settings, folder), "study": study.study_name, "number": trial.number}
+        files.write_text(folder / str(trial.number) / layout.TRIAL, json.dumps(content) + "\n")
+        return Entry(folder / str(trial.number), job.overrides, job.cfg)
+
+    def _show_best(self, study: optuna.Study, folder: Path) -> None:
+        """Prints the config to continue with."""
+        if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            return
+        best = study.best_trial
+        score, where = metrics.text(metrics.OBJECTIVE, best.value), terminal.short(folder / str(best.number))
+        terminal.say(f"best {metrics.OBJECTIVE} {score} in {where}: {' '.join(self._overrides(best))}")
+
+    def _space(self) -> tuple[Space, list[str]]:
+        """What is searched, and the arguments that are fixed.
+
+        Raises:
+            UserError: a part of the space is not a set of values.
+        """
+        given = {override.get_key_element(): override for override in self.session.overrides}
+        default = {}
+        for key, text in self.settings.space.items():
+            (default[key],) = self.session.parse([f"{key}={text}"])
+        found = {}
+        for key, override in (default | given).items():
+            if override.is_sweep_override():
+                found[key] = _distribution(override)
+            elif key not in given:
+                text = self.settings.space[key]
+                raise UserError(f"search.space.{key}={text}: is one value; give a choice or an interval")
+        fixed = [text for text in self.session.task_overrides() if text.partition("=")[0] not in found]
+        return found, fixed
+
+    def _overrides(self, trial: FrozenTrial) -> list[str]:
+        return [f"{key}={trial.params[key]}" for key in self.space]
+
+    def _identity(self) -> str:
+        """The same for two starts that share a study."""
+        how = self.settings.model_dump(exclude={"n_trials", "at_once", "space"})
+        parts = [how, self.fixed, {key: str(dimension) for key, dimension in self.space.items()}]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _next(self, study: optuna.Study, folder: Path, locks: contextlib.ExitStack) -> list[FrozenTrial]:
+        """Trials that a process has left, and new ones; no other process works on them while `locks` is open."""
+        settings = self.settings
+        trials: list[FrozenTrial] = []
+        others = 0
+        for trial in study.get_trials(states=[TrialState.RUNNING]):
+            here = settings.storage is None or (folder / str(trial.number)).is_dir()
+            if len(trials) < settings.at_once and here and _lock(folder, trial.number, locks):
+                trials.append(trial)
+            else:
+                others += 1
+        while len(trials) < min(settings.at_once, settings.n_trials - _finished(study) - others):
+            # the choice depends on what the study holds, not on how often it was killed
+            seeds = np.random.SeedSequence([settings.seed, len(study.get_trials(deepcopy=False))])
+            study.sampler = optuna.samplers.TPESampler(
+                seed=int(seeds.generate_state(1)[0]), n_startup_trials=settings.startup_trials
+            )
+            number = study.ask({key: distribution for key, (distribution, _) in self.space.items()}).number
+            if _lock(folder, number, locks):  # else another process has taken it for one that was left
+                trials.append(study.get_trials()[number])
+        return trials
 
 
 def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
@@ -117,21 +164,10 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
             return CategoricalDistribution(texts), texts
     except ValueError as error:
         raise UserError(f"{text}: {error}") from error
-    raise UserError(f"{text}: is no choice, range or interval of values")
+    raise UserError(f"{text}: is not a choice, range or interval of values")
 
 
-def _overrides(trial: FrozenTrial, space: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={trial.params[key]}" for key in space]
-
-
-def _identity(settings: Search, space: Mapping[str, Any], fixed: list[str]) -> str:
-    """The same for two starts that share a study."""
-    how = settings.model_dump(exclude={"n_trials", "at_once", "space"})
-    parts = [how, fixed, {key: str(dimension) for key, dimension in space.items()}]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _study(settings: Search, folder: Path) -> optuna.Study:
+def _study(settings: Settings, folder: Path) -> optuna.Study:
     """
     Raises:
         UserError: its storage cannot be used.
@@ -152,66 +188,29 @@ def _study(settings: Search, folder: Path) -> optuna.Study:
         raise UserError(f"search.storage={storage}: cannot be used: {type(error).__name__}: {text}", 1) from error
 
 
-def _storage(settings: Search, folder: Path) -> str:
-    return settings.storage or f"sqlite:///{folder.resolve() / STUDY}"
+def _storage(settings: Settings, folder: Path) -> str:
+    return settings.storage or f"sqlite:///{folder.resolve() / layout.STUDY}"
 
 
 def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=FINISHED))
 
 
-def _next(
-    study: optuna.Study,
-    settings: Search,
-    space: Mapping[str, tuple[BaseDistribution, list[str]]],
-    folder: Path,
-    held: contextlib.ExitStack,
-) -> list[FrozenTrial]:
-    """Trials that a process has left, and new ones; nobody else works on them while `held` is open."""
-    trials: list[FrozenTrial] = []
-    others = 0
-    for trial in study.get_trials(states=[TrialState.RUNNING]):
-        here = settings.storage is None or (folder / str(trial.number)).is_dir()
-        if len(trials) < settings.at_once and here and _hold(folder, trial.number, held):
-            trials.append(trial)
-        else:
-            others += 1
-    while len(trials) < min(settings.at_once, settings.n_trials - _finished(study) - others):
-        # the choice depends on what the study holds, not on how often it was killed
-        seeds = np.random.SeedSequence([settings.seed, len(study.get_trials(deepcopy=False))])
-        study.sampler = optuna.samplers.TPESampler(
-            seed=int(seeds.generate_state(1)[0]), n_startup_trials=settings.startup_trials
-        )
-        number = study.ask({key: distribution for key, (distribution, _) in space.items()}).number
-        if _hold(folder, number, held):  # else another process has taken it for one that was left
-            trials.append(study.get_trials()[number])
-    return trials
-
-
-def _hold(folder: Path, number: int, held: contextlib.ExitStack) -> bool:
+def _lock(folder: Path, number: int, locks: contextlib.ExitStack) -> bool:
     """Whether no other process works on a trial; none will from now on."""
     (folder / str(number)).mkdir(exist_ok=True)
     try:
-        held.enter_context(FileLock(folder / str(number) / ".trial.lock", timeout=0))
+        locks.enter_context(FileLock(folder / str(number) / layout.TRIAL_LOCK, timeout=0))
     except Timeout:
         return False
     return True
 
 
-def _tell(study: optuna.Study, trial: FrozenTrial, run: runs.Run, give_up: bool) -> None:
-    """Of an interrupted run nothing, unless it is given up: its trial goes on."""
+def _report(study: optuna.Study, trial: FrozenTrial, run: read.Run, give_up: bool) -> None:
+    """Tells the study how a trial ended; of an interrupted run nothing, unless it is given up: its trial continues."""
     if run.status == "completed":
-        study.tell(trial.number, run.result[OBJECTIVE], skip_if_finished=True)
+        study.tell(trial.number, run.result[metrics.OBJECTIVE], skip_if_finished=True)
     elif run.status == "pruned":
         study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
     elif run.status in FAILED or give_up:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-
-
-def _show_best(study: optuna.Study, space: Mapping[str, Any], folder: Path) -> None:
-    """The config to go on with."""
-    if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        return
-    best = study.best_trial
-    text = f"best {OBJECTIVE} {best.value:.4f} in {terminal.short(folder / str(best.number))}: "
-    terminal.console().print(text + " ".join(_overrides(best, space)), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a grid and a search have in common: a folder with a record, jobs that are launched, shown and stopped."""
+"""What a grid and a search share: a folder with `sweep.json`, jobs that are launched, watched and stopped."""
 
 import json
 import logging
@@ -9,195 +9,184 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 from vggexp.config import compose
 from vggexp.config.compose import Session
 from vggexp.config.schema import Config
 from vggexp.errors import UserError
-from vggexp.jobs import job
+from vggexp.jobs import job, launcher
 from vggexp.jobs.overview import Overview, Watched
-from vggexp.runs import layout, tables
-from vggexp.runs import read as runs
-from vggexp.system import files, paths, terminal
+from vggexp.runs import layout, manifest, read, select, tables
+from vggexp.system import files, hardware, terminal
 from vggexp.system.signals import Interrupted, Signals
 
-OPTION = "sweep="
-ITS_OWN = ("hydra.", "hydra/", "allowed_packages=", "search.n_trials=", "search.at_once=")
-"""What a sweep may be given anew: where it runs, whom its user trusts, how long it searches; not what it is."""
+GRID = "vggexp.jobs.grid.Grid"
+CHANGEABLE = ("hydra.", "hydra/", "allowed_packages=", "search.n_trials=", "search.at_once=")
+"""What a resumed sweep may be given anew: where it runs, whom its user trusts, how long it searches; not what it is."""
 
 PATIENCE = 60.0
 """Seconds that a job gets to save and stop."""
 
 
 class Entry(NamedTuple):
-    """A job of a sweep, and its place."""
+    """A job of a sweep, and its folder."""
 
     folder: Path
     overrides: list[str]
     cfg: Config
 
 
-def option(args: list[str]) -> list[str]:
-    """The command line that a sweep was started with, where `sweep=FOLDER` or `sweep=last` asks for it to go on.
+def start(session: Session, args: list[str], again: bool) -> int:
+    """Starts many runs, or resumes them; returns the exit code.
+
+    Args:
+        args: the command line.
+        again: whether `sweep=` asks for what was asked for before, and nothing else.
 
     Raises:
-        UserError: there is none, or an argument would change it.
+        UserError: nothing may start.
     """
-    (named,) = [arg for arg in args if arg.startswith(OPTION)][:1]
-    others = [arg for arg in args if not arg.startswith(OPTION) and arg not in ("-m", "--multirun")]
+    settings = session.raw.hydra
+    if settings.sweeper._target_ != GRID:
+        name = settings.runtime.choices["hydra/sweeper"]
+        raise UserError(f"hydra/sweeper={name}: leave it out; {compose.SEARCH} searches among values")
+    sweeper: Sweep
+    if session.search is None:
+        from vggexp.jobs.grid import Grid
+
+        sweeper = Grid(session, again)
+    else:
+        if find_spec("optuna") is None:
+            raise UserError(f"{compose.SEARCH}: Optuna is not installed; pip install 'vggexp[search]'", 1)
+        from vggexp.jobs.search import Search
+
+        sweeper = Search(session)
+    context = launcher.context(session)
+    sweeper.setup(hydra_context=context, task_function=job.start_in_sweep, config=session.raw)
+    return sweeper.sweep(args)
+
+
+def arguments(name: str, args: list[str]) -> list[str]:
+    """The command line that a sweep was started with, for `sweep=FOLDER` or `sweep=last` to continue it.
+
+    Args:
+        name: the folder, or `last`.
+        args: the other arguments of this command line.
+
+    Raises:
+        UserError: there is no such sweep, or an argument would change it.
+    """
+    others = [arg for arg in args if arg not in ("-m", "--multirun")]
     for other in others:
-        if not other.startswith(ITS_OWN):
-            raise UserError(f"{other}: cannot go with sweep=; the sweep's own arguments are used")
-    folder = _named(named.removeprefix(OPTION))
-    content = read(folder)
-    stored = [arg for arg in content["arguments"] if not arg.startswith(("allowed_packages=", "hydra.sweep.dir="))]
-    stored = [arg for arg in stored if not any(_key(arg) == _key(other) for other in others)]
-    return [*stored, *others, compose.place("hydra.sweep.dir", folder)]
+        if not other.startswith(CHANGEABLE):
+            raise UserError(f"{other}: cannot be combined with sweep=; the sweep's own arguments are used")
+    folder = select.sweep(name, "sweep")
+    given = {_key(other) for other in others} | {"allowed_packages", "hydra.sweep.dir"}
+    stored = [arg for arg in read.sweep(folder)["arguments"] if _key(arg) not in given]
+    return [*stored, *others, compose.quote("hydra.sweep.dir", folder)]
 
 
 def _key(argument: str) -> str:
     return argument.partition("=")[0]
 
 
-def _named(name: str) -> Path:
-    folders = sorted(paths.outputs().glob(f"*/{layout.SWEEP}"), key=lambda path: _started(path.parent))
-    if name == "last" and not Path(name).exists():
-        if not folders:
-            raise UserError(f"{OPTION}last: there is no sweep under {paths.outputs()}/; start one, or name its folder")
-        return folders[-1].parent
-    if not (Path(name) / layout.SWEEP).is_file():
-        raise UserError(f"{OPTION}{name}: holds no {layout.SWEEP}, so it is no sweep's folder; name one, or last")
-    return Path(name)
+class Sweep(Sweeper):
+    """Trains many configs in one folder, by Hydra's launchers.
 
-
-def latest() -> Path:
-    """The folder of the sweep or run that was started last.
-
-    Raises:
-        UserError: there is none.
+    Args:
+        session: of the command line.
     """
-    root = paths.outputs()
-    sweeps = [path.parent for path in root.glob(f"*/{layout.SWEEP}")]
-    alone = [path.parent for path in root.glob(f"*/{layout.RESULT}")]
-    if not sweeps + alone:
-        raise UserError(f"last: there is no sweep and no run under {root}/; start one, or name its folder")
-    started = {folder: _started(folder) for folder in sweeps}
-    started |= {folder: str(runs.read(folder).result.get("started")) for folder in alone}
-    return max(started, key=lambda folder: started[folder])
 
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
-def _started(folder: Path) -> str:
-    try:
-        return str(read(folder).get("started"))
-    except UserError:
-        return ""
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task, self.config = hydra_context, task_function, config
 
+    def folder(self, identity: str) -> Path:
+        """The folder of the sweep: where the same one was begun before, the last such folder.
 
-def read(folder: Path) -> dict[str, Any]:
-    """A sweep's `sweep.json`.
+        Args:
+            identity: the same for two starts of one sweep.
 
-    Raises:
-        UserError: it is not what a sweep writes.
-    """
-    try:
-        content: dict[str, Any] = json.loads((folder / layout.SWEEP).read_text(encoding="utf-8"))
-        texts = [entry[key] for entry in content["jobs"] for key in ("folder", "config_hash")] + content["arguments"]
-        leaving = any(Path(entry["folder"]).is_absolute() or ".." in entry["folder"] for entry in content["jobs"])
-        if leaving or not all(isinstance(text, str) for text in texts):
-            raise ValueError("it is not what a sweep writes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        place = f"{folder}: its {layout.SWEEP} cannot be read"
-        raise UserError(f"{place} ({error}); name another hydra.sweep.dir") from error
-    return content
+        Raises:
+            UserError: it cannot be used.
+        """
+        folder = Path(str(self.session.raw.hydra.sweep.dir))
+        if compose.run_name() in str(folder):  # the user did not name it
+            same = [path.parent for path in folder.parent.glob(f"*/{layout.SWEEP}") if _is(path.parent, identity)]
+            folder = max(same, key=read.sweep_started, default=folder)
+        if (folder / layout.RESULT).exists():
+            raise UserError(f"hydra.sweep.dir={folder}: holds a run already; name another folder")
+        manifest.make_folder(folder, "hydra.sweep.dir")
+        return folder
 
+    def write(self, folder: Path, args: list[str], jobs: list[dict[str, Any]], identity: str) -> None:
+        """Replaces `sweep.json`: what a later start needs to know.
 
-def place(hydra: Session, identity: str) -> Path:
-    """The folder of a sweep: where the same has been begun before, the last such place.
+        Raises:
+            UserError: it cannot be written.
+        """
+        content = {**manifest.origin(), "arguments": args, "identity": identity, "jobs": jobs}
+        try:
+            files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            raise manifest.not_writable(folder, "hydra.sweep.dir", error) from error
 
-    Raises:
-        UserError: it cannot be used.
-    """
-    folder = Path(str(hydra.raw.hydra.sweep.dir))
-    if compose.run_name() in str(folder):  # nobody has named it
-        same = [path.parent for path in folder.parent.glob(f"*/{layout.SWEEP}") if _is(path.parent, identity)]
-        folder = max(same, key=_started, default=folder)
-    if (folder / layout.RESULT).exists():
-        raise UserError(f"hydra.sweep.dir={folder}: holds a run already; name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"hydra.sweep.dir={folder}: {error.strerror}; name a folder that can be written", 1) from error
-    return folder
+    def launch(self, folder: Path, entries: Sequence[Entry]) -> None:
+        """Has Hydra's launcher train, as many at once as it does; returns when all have ended.
+
+        Raises:
+            UserError: the launcher cannot do it.
+        """
+        config = self.session.sweep_config(folder.resolve())
+        made = launcher.make(self.session, self.task, config)
+        OmegaConf.save(config, folder / layout.MULTIRUN)
+        for name in ("hydra", "hydra_plugins"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # the overview says it
+        jobs = [
+            [
+                *entry.overrides,
+                compose.quote("hydra.sweep.dir", folder.resolve()),
+                compose.quote("hydra.sweep.subdir", entry.folder.relative_to(folder)),
+            ]
+            for entry in entries
+        ]
+        size = config.hydra.sweeper.max_batch_size or len(jobs)
+        name = config.hydra.runtime.choices["hydra/launcher"]
+        if name == "submitit_local":  # starts all at once; the other launchers divide the threads themselves
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // min(size, len(jobs)))))
+        try:
+            for first in range(0, len(jobs), size):
+                made.launch(jobs[first : first + size], initial_job_idx=first)
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"hydra/launcher={name}: {type(error).__name__}: {text}", 1) from error
 
 
 def _is(folder: Path, identity: str) -> bool:
     try:
-        return bool(read(folder).get("identity") == identity)
+        return bool(read.sweep(folder).get("identity") == identity)
     except UserError:
         return False
 
 
-def write(folder: Path, argv: list[str], jobs: list[dict[str, Any]], identity: str) -> None:
-    """Replaces `sweep.json`: what a later start needs to know.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    content = {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "command": sys.argv,
-        "arguments": argv,
-        "identity": identity,
-        "jobs": jobs,
-    }
-    try:
-        files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"hydra.sweep.dir={folder}: {error.strerror}; name a folder that can be written", 1) from error
-
-
-def launch(hydra: Session, folder: Path, entries: Sequence[Entry]) -> None:
-    """Has Hydra's launcher train, as many at once as it does; returns when all have ended.
-
-    Raises:
-        UserError: the launcher cannot do it.
-    """
-    launcher, config = hydra.launcher(job.of_sweep, folder.resolve())
-    OmegaConf.save(config, folder / "multirun.yaml")
-    for name in ("hydra", "hydra_plugins"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the overview says it
-    jobs = [
-        [
-            *entry.overrides,
-            compose.place("hydra.sweep.dir", folder.resolve()),
-            compose.place("hydra.sweep.subdir", entry.folder.relative_to(folder)),
-        ]
-        for entry in entries
-    ]
-    size = config.hydra.sweeper.max_batch_size or len(jobs)
-    name = config.hydra.runtime.choices["hydra/launcher"]
-    if name == "submitit_local":  # starts all at once; the other launchers divide the threads themselves
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // min(size, len(jobs)))))
-    try:
-        for first in range(0, len(jobs), size):
-            launcher.launch(jobs[first : first + size], initial_job_idx=first)
-    except Exception as error:
-        raise UserError(f"hydra/launcher={name}: {type(error).__name__}: {' '.join(str(error).split())}", 1) from error
-
-
 @contextmanager
-def conducted(watched: dict[Path, Watched], folder: Path, total: int = 0) -> Iterator[None]:
-    """Shows a sweep while it runs; a signal stops its jobs, so that they save, before it leaves here.
+def watched(jobs: dict[Path, Watched], folder: Path, total: int = 0) -> Iterator[None]:
+    """Shows a sweep while it runs, and closes with the table of what is done, however the sweep ends.
+
+    A signal stops the jobs first, so that they save.
 
     Args:
-        total: how many jobs there will be, if more than are watched yet.
+        jobs: by folder; more may be added meanwhile.
+        total: how many jobs there will be, if more than there are yet.
 
     Raises:
         Interrupted: by a signal.
@@ -209,23 +198,17 @@ def conducted(watched: dict[Path, Watched], folder: Path, total: int = 0) -> Ite
         if not stopping:
             stopping.append(signum)
             (folder / layout.STOP).touch()
-            _stop_jobs(list(watched))
+            _stop_jobs(list(jobs))
 
-    with Overview(watched, total), Signals(stop):
-        yield
-
-
-@contextmanager
-def concluded(folder: Path) -> Iterator[None]:
-    """Closes with the table of what is done, however the sweep ends."""
     try:
         try:
-            yield
+            with Overview(jobs, total), Signals(stop):
+                yield
         finally:
             tables.show_sweep(folder)
-    except Interrupted as stop:
-        again = f"{job.COMMAND} {OPTION}{terminal.short(folder)}"
-        print(f"vggexp: stopped by {stop}; to go on: the same command, or {again}", file=sys.stderr)
+    except Interrupted as stopped:
+        again = f"{job.COMMAND} sweep={terminal.short(folder)}"
+        print(f"vggexp: stopped by {stopped}; to continue: the same command, or {again}", file=sys.stderr)
         raise
 
 
@@ -233,7 +216,7 @@ def _stop_jobs(folders: Sequence[Path]) -> None:
     """Asks the jobs on this machine to stop, and waits until they have."""
     end = time.monotonic() + PATIENCE
     asked: set[int] = set()
-    while running := [run for folder in folders if (run := runs.read(folder)).status == "running"]:
+    while running := [run for folder in folders if (run := read.read(folder)).status == "running"]:
         here = [run for run in running if run.result.get("host") == socket.gethostname()]
         for pid in {run.result["pid"] for run in here} - asked - {os.getpid()}:
             asked.add(pid)
@@ -251,9 +234,7 @@ def refuse_processes(cfg: Config) -> None:
     """
     devices = cfg.trainer.devices
     if devices == "auto" and cfg.trainer.accelerator != "cpu":
-        import torch
-
-        devices = max(1, torch.cuda.device_count())
+        devices = max(1, hardware.device_count())
     if (len(devices) if isinstance(devices, list) else devices) not in ("auto", 1) or cfg.trainer.num_nodes > 1:
         raise UserError(
             f"trainer.devices={cfg.trainer.devices}: several processes cannot train within --multirun; set "

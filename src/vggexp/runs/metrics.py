@@ -31,6 +31,9 @@ SCORES = tuple(name for name in METRICS if "/" in name)
 COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss")
 """The scores by which runs are compared."""
 
+SUMMARY = ("val/acc", "test/acc", "test/loss", "images_per_second", "seconds")
+"""The numbers in the closing table of a sweep."""
+
 COSTS = ("seconds", "images_per_second", "peak_memory_bytes", "parameters", "epochs")
 OBJECTIVE, WITHOUT_VALIDATION = "val/acc", "test/acc"
 """What choices are made by, and what is shown in its place where nothing was validated."""

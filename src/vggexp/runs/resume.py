@@ -1,4 +1,4 @@
-"""`resume=RUN_FOLDER`: which run is meant, and whether it may go on."""
+"""`resume=RUN_FOLDER`: the config that a run continues with, and whether it may."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,80 +10,51 @@ from vggexp.config import compose
 from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest
-from vggexp.runs import manifest as record
-from vggexp.system import paths
 
-OPTION = "resume="
 EXTENDABLE = "trainer.max_epochs"
-"""The only key that may change, and only upwards."""
+"""The only key that may change, and only to a larger value."""
 
-FREE = "allowed_packages"
-"""Says whom the user trusts, not what the run is; so a run folder's own word on it does not count."""
-
-
-def option(args: list[str]) -> tuple[str | None, list[str]]:
-    """The run that a command line asks to resume, if any, and its other arguments.
-
-    Raises:
-        UserError: there are several.
-    """
-    found = [arg.removeprefix(OPTION) for arg in args if arg.startswith(OPTION)]
-    if len(found) > 1:
-        raise UserError(f"resume={found[1]}: is the second; one run can be resumed at a time")
-    return (found[0] if found else None), [arg for arg in args if not arg.startswith(OPTION)]
-
-
-def find(run: str, outputs: Path | None = None) -> Path:
-    """The folder of the run that is meant; `last` is the one that was started last.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(run).expanduser()
-    if run == "last" and not path.exists():
-        return record.latest(outputs or paths.outputs(), OPTION + run)
-    if not (path / layout.RESULT).is_file():
-        raise UserError(f"{OPTION}{run}: holds no {layout.RESULT}, so it is no run folder; name one, or last")
-    return path
+UNCOMPARED = "allowed_packages"
+"""Says whom the user trusts, not what the run is; so the run folder's own value does not count."""
 
 
 def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
-    """The config that a run goes on with, and its record so far.
+    """The config that a run continues with, and its `result.json` so far.
 
     Args:
-        args: KEY=VALUE of the command line. They may repeat what the run has, and extend its epochs.
+        args: KEY=VALUE of the command line. They may repeat what the run has, and give it more epochs.
 
     Raises:
-        UserError: something else differs, or the run's record is not what a run leaves.
+        UserError: something else differs, or `result.json` is not what a run writes.
     """
-    place = f"{OPTION}{folder}"
+    place = f"resume={folder}"
     if flags := [arg for arg in args if arg.startswith("-")]:
-        raise UserError(f"{flags[0]}: cannot go with resume=; the run's own config is used")
+        raise UserError(f"{flags[0]}: cannot be combined with resume=; the run's own config is used")
     past = manifest.load(folder, place)
     stored = past.get("config")
     given = compose.values(args)
     if not isinstance(stored, dict):
-        raise UserError(f"{place}: its {layout.RESULT} holds no config, so it cannot go on")
+        raise UserError(f"{place}: its {layout.RESULT} holds no config, so it cannot be resumed")
     for key, value in given.items():
         if isinstance(stored.get(key), dict) and not isinstance(value, dict):
             raise UserError(f"{key}={value}: cannot be chosen again; leave it out, the run has it already")
-    merged = OmegaConf.to_container(OmegaConf.merge({**stored, FREE: []}, given))
+    merged = OmegaConf.to_container(OmegaConf.merge({**stored, UNCOMPARED: []}, given))
     assert isinstance(merged, dict)
-    same(merged, stored)
+    check_same(merged, stored)
     return compose.validate(merged, Config), past
 
 
-def same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:
+def check_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:
     """
     Raises:
         UserError: two configs differ in more than the number of epochs, or that has become smaller.
     """
     new, old = flatten(now), flatten(then)
     for key in {**old, **new}:
-        if key == FREE or (key in new and key in old and new[key] == old[key]):
+        if key == UNCOMPARED or (key in new and key in old and new[key] == old[key]):
             continue
         if key not in old:
-            raise UserError(f"{key}={new[key]}: unknown key; the run has none of this name")
+            raise UserError(f"{key}={new[key]}: unknown key; the run has no such key")
         was = f"{key}={new.get(key)}: the run has {old[key]}"
         if key != EXTENDABLE:
             raise UserError(f"{was}, and a resumed run cannot change it; leave it out, or start a new run")

@@ -1,24 +1,21 @@
-"""What a run and a sweep say on the terminal."""
+"""What a run and a sweep print on the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from vggexp.config.schema import Config
-from vggexp.runs import read as runs
+from vggexp.runs import metrics, read
+from vggexp.system import terminal
 
 
 def announce(cfg: Config, folder: Path) -> None:
-    """One line before anything heavy is loaded."""
-    model, data = cfg.model.spec(), cfg.data
-    console().print(
-        f"{network_name(model)}, {data.resize} px, {cfg.optimizer.target.rpartition('.')[2]} lr {cfg.optimizer.lr:g}, "
-        f"batch {data.batch_size}, {cfg.trainer.precision}, seed {cfg.seed} → {short(folder)}",
-        soft_wrap=True,
+    """Prints one line before anything heavy is loaded."""
+    data = cfg.data
+    terminal.say(
+        f"{network_name(cfg.model.spec())}, {data.resize} px, {cfg.optimizer.target.rpartition('.')[2]} "
+        f"lr {cfg.optimizer.lr:g}, batch {data.batch_size}, {cfg.trainer.precision}, seed {cfg.seed} "
+        f"→ {terminal.short(folder)}"
     )
 
 
@@ -26,87 +23,49 @@ def network_name(model: Mapping[str, Any]) -> str:
     """A network in a few words, from its config."""
     name = str(model.get("arch") or model["_target_"].rpartition(".")[2])
     if model.get("blocks"):
-        name = "-".join(f"{convs}×{channels}" for convs, channels in model["blocks"])
+        name = "-".join(f"{convolutions}×{channels}" for convolutions, channels in model["blocks"])
     name += " bn" if model.get("batch_norm") else ""
     return name + (f" ratio {model['ratio']}" if "ratio" in model else "")
 
 
-def show_evaluation(scores: Mapping[str, Any], stored: Mapping[str, Any] | None, folder: Path) -> None:
-    """What `vggexp.inference.evaluate` found; `stored` is the result of the run, if it tested this checkpoint."""
-    terminal = console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("class", "precision", "recall", "f1", "images"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    for name, row in scores["classes"].items():
-        table.add_row(name, *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), str(row["images"]))
-    terminal.print(table)
-    summary = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    summary.add_row("test accuracy", f"{scores['test/acc']:.4f}", style="bold")
-    summary.add_row("test loss", f"{scores['test/loss']:.4f}")
-    summary.add_row("calibration error", f"{scores['calibration_error']:.4f}")
-    if stored is not None and "test/acc" in stored:
-        same = all(stored[name] == scores[name] for name in ("test/acc", "test/loss"))
-        text = f"accuracy {stored['test/acc']!r}, loss {stored['test/loss']!r}"
-        summary.add_row("the run stored", "the same numbers" if same else f"other numbers: {text}")
-    summary.add_row("tables, pictures", short(folder))
-    terminal.print(summary)
-
-
 def show_result(result: Mapping[str, Any], folder: Path) -> None:
-    """The table at the end of a run."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    """Prints the table at the end of a run."""
+    speed = metrics.text("images_per_second", result["images_per_second"])
     rows = {
-        "test accuracy": _number(result.get("test/acc"), ".4f"),
-        "test loss": _number(result.get("test/loss"), ".4f"),
+        "test accuracy": metrics.text("test/acc", result.get("test/acc")),
+        "test loss": metrics.text("test/loss", result.get("test/loss")),
         "epochs": f"{result['epochs']} (tested: {result['best_epoch'] or 'untrained'})",
-        "training speed": f"{_number(result['images_per_second'], ',.0f')} images/s",
-        "time": f"{result['seconds']:.0f} s",
-        "parameters": f"{result['parameters']:,}",
+        "training speed": f"{speed} images/s",
+        "time": f"{metrics.text('seconds', result['seconds'])} s",
+        "parameters": metrics.text("parameters", result["parameters"]),
         "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
-        "run folder": short(folder),
+        "run folder": terminal.short(folder),
     }
-    for name, value in rows.items():
-        table.add_row(name, value, style="bold" if name == "test accuracy" else "")
-    console().print(table)
-    console().print(f"look inside    python -m vggexp.tensorboard {short(folder)}", soft_wrap=True)
+    terminal.console().print(terminal.pairs(rows))
+    terminal.say(f"look inside    vggexp tensorboard {terminal.short(folder)}")
 
 
 def show_sweep(folder: Path) -> None:
-    """The closing table of a sweep: what varied and the results, the best val/acc first, failures last."""
-    found = [run for run in runs.find([folder]) if run.status != "waiting"]
+    """Prints the closing table of a sweep: what varied and the results, the best first, failures last."""
+    found = [run for run in read.find([folder]) if run.status != "waiting"]
     if not found:
         return
-    configs = {run.folder: run.config for run in found}
-    varied = runs.varied(configs.values())
-    table = Table(title=f"{len(found)} runs in {short(folder)}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in (*varied, "val/acc", "test/acc", "test/loss", "images/s", "seconds", "run"):
-        table.add_column(name, overflow="fold")
-    for run in sorted(found, key=runs.rank):
-        table.add_row(
-            *(runs.text(configs[run.folder].get(key)) for key in varied),
-            _number(run.number("val/acc"), ".4f"),
-            _number(run.number("test/acc"), ".4f") if run.status == "completed" else run.status,
-            _number(run.number("test/loss"), ".4f"),
-            _number(run.number("images_per_second"), ",.0f"),
-            _number(run.number("seconds"), ".0f"),
-            str(run.folder.relative_to(folder)),
-        )
-    console().print(table)
+    varied = read.varied([run.config for run in found])
+    rows = []
+    for run in sorted(found, key=_rank):
+        numbers = {name: metrics.text(name, run.number(name)) for name in metrics.SUMMARY}
+        if run.status != "completed":
+            numbers["test/acc"] = run.status
+        texts = [read.text(run.config.get(key)) for key in varied]
+        rows.append([*texts, *numbers.values(), str(run.folder.relative_to(folder))])
+    header = [*varied, *metrics.SUMMARY, "run"]
+    title = f"{len(found)} runs in {terminal.short(folder)}"
+    terminal.console().print(terminal.table(header, rows, left=len(varied), title=title))
     for run in found:
         if run.status != "completed":
-            console().print(f"{run.folder.relative_to(folder)}: {run.status}: {run.reason}", soft_wrap=True)
+            terminal.say(f"{run.folder.relative_to(folder)}: {run.status}: {run.reason}")
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def short(folder: Path) -> str:
-    """As the user would write it, from where they stand."""
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
-
-
-def console(stderr: bool = False) -> Console:
-    """The terminal; into a file or a pipe, wide enough for every table."""
-    terminal = Console(highlight=False, stderr=stderr)
-    return terminal if terminal.is_terminal else Console(highlight=False, stderr=stderr, width=max(terminal.width, 140))
+def _rank(run: read.Run) -> float:
+    score = read.objective(run)
+    return 1.0 if score is None or score != score else -score
