@@ -223,9 +223,7 @@ def test_a_network_of_the_users_own_trains_from_one_file_and_one_yaml(tmp_path: 
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "data").mkdir()
     (tmp_path / "conf" / "data" / "synthetic.yaml").write_text((TESTS / "conf/data/synthetic.yaml").read_text())
-    (tmp_path / "conf" / "model" / "mine.yaml").write_text(
-        "_target_: mynets.Mine\nwidth: 32\n"
-    )
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: mynets.Mine\nwidth: 32\n")
     (tmp_path / "mynets.py").write_text(
         """
 from torch import nn

@@ -16,6 +16,7 @@ import pytest
 from conftest import QUICK, TESTS, configure, refusal, vggexp
 from test_sweep import ONE_THREAD, SCORES, SMALL, results, scores, started, wait_for
 from vggexp.config import compose
+from vggexp.jobs import launcher
 from vggexp.runs import manifest
 
 GRID = ("-m", *SMALL, "data.resize=32,33")
@@ -186,8 +187,9 @@ def test_a_launcher_whose_package_is_missing_is_named(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Plugins.instance(), "class_name_to_class", {})
     args = compose.parse([*GRID, "hydra/launcher=submitit_slurm"])
-    with compose.session(args) as hydra:
-        text = refusal(lambda: hydra.launcher(print, tmp_path))
+    with compose.session(args) as session:
+        config = session.sweep_config(tmp_path)
+        text = refusal(lambda: launcher.make(session, print, config))
     assert text.startswith("hydra/launcher=submitit_slurm: ")
     assert text.endswith("pip install 'vggexp[submitit]'")
     assert configure(*SMALL)  # nothing of Hydra is left behind
@@ -226,7 +228,7 @@ def test_slurm_trains_one_run_on_two_processes(two_processes: dict[str, object],
     same_as(two_processes, tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable)
 
 
-def test_processes_that_are_started_again_go_on(tmp_path: Path) -> None:
+def test_processes_that_are_started_again_resume(tmp_path: Path) -> None:
     args = [*QUICK, "hydra.run.dir=outputs/run"]
     with started(tmp_path, *args, "trainer.max_epochs=3000") as process:
         while not (tmp_path / "outputs" / "run" / "checkpoints" / "last.ckpt").exists():
@@ -239,7 +241,7 @@ def test_processes_that_are_started_again_go_on(tmp_path: Path) -> None:
         assert len(run.result["resumed"]) == 1
 
 
-def test_processes_without_a_folder_in_common_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_a_common_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     compose.run_name.cache_clear()
     assert "--rdzv-id=NAME" in refusal(compose.run_name)

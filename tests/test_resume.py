@@ -14,11 +14,11 @@ import pytest
 from conftest import QUICK, TESTS, Run, configure, refusal, vggexp
 from test_run import logged
 from vggexp.checkpoints import file as checkpoint
-from vggexp.checkpoints.io import Store
+from vggexp.checkpoints.io import CheckpointFiles
 from vggexp.config import policy
 from vggexp.inspection.csvlog import CSVLogger
-from vggexp.runs import manifest, resume
-from vggexp.runs import manifest as record
+from vggexp.runs import manifest, resume, select
+from vggexp.system import files
 from vggexp.training.run import run
 
 
@@ -32,7 +32,7 @@ from vggexp.training.run import run
         (["model=vgg16"], "model=vgg16: cannot be chosen again"),
         (["model.depth=3"], "model.depth=3: unknown key"),
         (["nonsense"], "nonsense: is not KEY=VALUE"),
-        (["--multirun"], "--multirun: cannot go with resume="),
+        (["--multirun"], "--multirun: cannot be combined with resume="),
         (["allowed_packages=[]"], "data._target_=synthetic.SyntheticMNIST: not in an allowed package"),
     ],
 )
@@ -48,17 +48,19 @@ def test_the_same_config_and_more_epochs_are_accepted(trained: Run) -> None:
     assert cfg.trainer.max_epochs == 9
 
 
-def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
-    assert f"resume={tmp_path}: holds no result.json" in refusal(lambda: resume.find(str(tmp_path)))
-    assert "resume=last: there is no run under" in refusal(lambda: resume.find("last", tmp_path))
+def test_what_is_not_a_run_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path))
+    text = f"resume={tmp_path}: is not a run folder, for it holds no result.json"
+    assert text in refusal(lambda: select.run(str(tmp_path), "resume"))
+    assert "resume=last: there is no run under" in refusal(lambda: select.run("last", "resume"))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "result.json").write_text("[" * 10**5)
-    assert "its result.json cannot be read" in refusal(lambda: resume.find("last", tmp_path))
+    assert "its result.json cannot be read" in refusal(lambda: resume.config(select.run("last", "resume"), []))
     (tmp_path / "a" / "result.json").write_text('{"status": "running"}')
     assert "holds no config" in refusal(lambda: resume.config(tmp_path / "a", []))
 
 
-def test_a_finished_run_says_so_and_goes_on_only_for_more_epochs(tmp_path: Path) -> None:
+def test_a_finished_run_says_so_and_continues_only_for_more_epochs(tmp_path: Path) -> None:
     """Three epochs at once and two, then one more, are the same: the rate is constant."""
     options = [*QUICK, "hydra.run.dir=outputs/run"]
     assert vggexp("train", *options, cwd=tmp_path).returncode == 0
@@ -92,7 +94,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     """While the first waits for a batch to end: one of a network that takes many seconds for it."""
     options = [*QUICK, "model.ratio=1", "data.resize=224", "data.batch_size=64", "hydra.run.dir=outputs/run"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vggexp.train", *options, "trainer.max_epochs=99"],
+        [sys.executable, "-m", "vggexp", "train", *options, "trainer.max_epochs=99"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -114,7 +116,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("interrupted", "Ctrl-C")
 
 
-def test_a_run_that_is_going_on_is_not_resumed(trained: Run, tmp_path: Path) -> None:
+def test_a_run_that_trains_is_not_resumed(trained: Run, tmp_path: Path) -> None:
     manifest.write(tmp_path, manifest.load(trained.folder, "") | {"status": "running"})
     assert not manifest.is_locked(tmp_path)
     with manifest.lock(tmp_path, "resume=x"):
@@ -130,7 +132,7 @@ def test_a_run_that_is_going_on_is_not_resumed(trained: Run, tmp_path: Path) -> 
 def test_a_swapped_checkpoint_is_refused(train: Callable[..., Run], trained: Run, tmp_path: Path) -> None:
     other = train("optimizer.lr=0.003", "trainer.max_epochs=1")
     content = checkpoint.read(other.folder / "checkpoints" / "last.ckpt", "run")
-    Store().save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
+    CheckpointFiles({}).save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
     message = refusal(lambda: run(trained.cfg, tmp_path, resume=True))
     assert "last.ckpt: is of another run: optimizer.lr=0.002: the run has 0.003" in message
 
@@ -150,12 +152,12 @@ def test_metrics_csv_keeps_whole_rows_below_the_step_and_takes_new_columns(tmp_p
 
 def test_runs_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    policy.check_place("outputs/a", "key")
+    policy.check_folder("outputs/a", "key")
     for place in ("outputs", "elsewhere", "outputs/../a", "/tmp/a", "outputsider/a"):
-        assert refusal(lambda place=place: policy.check_place(place, "key")).startswith(f"key={place}: lies outside")
+        assert refusal(lambda place=place: policy.check_folder(place, "key")).startswith(f"key={place}: is outside")
     monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path / "scratch"))
-    policy.check_place(str(tmp_path / "scratch" / "a"), "key")
-    assert "lies outside" in refusal(lambda: policy.check_place("outputs/a", "key"))
+    policy.check_folder(str(tmp_path / "scratch" / "a"), "key")
+    assert "is outside" in refusal(lambda: policy.check_folder("outputs/a", "key"))
 
 
 def test_metrics_csv_is_whole_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +169,7 @@ def test_metrics_csv_is_whole_after_a_write_that_failed(tmp_path: Path, monkeypa
         raise OSError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.os, "fsync", fail)
+        patch.setattr(files.os, "fsync", fail)
         with pytest.raises(OSError, match="full"):
             logger.save()
     logger.save()

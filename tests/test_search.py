@@ -13,18 +13,18 @@ import pytest
 
 from conftest import QUICK, refusal, vggexp
 from test_sweep import ONE_THREAD, results, started, wait_for
+from vggexp.commands import train
 from vggexp.config import compose
-from vggexp.jobs import search
-from vggexp.runs import manifest
+from vggexp.jobs.search import TRIES
+from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
-from vggexp.train import _start_sweep
 
 SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")
 SEARCH = ("-m", *QUICK, "search=optuna", "search.n_trials=8", "search.startup_trials=3", "trainer.max_epochs=3", *SPACE)
 
 
 def study(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / search.STUDY}")
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / layout.STUDY}")
 
 
 def trials(folder: Path) -> list[tuple[Any, ...]]:
@@ -134,8 +134,8 @@ def test_ctrl_c_ends_a_search_with_its_table(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted: Ctrl-C" not in out
     assert "0: interrupted: SIGTERM" in out
-    assert "to go on: the same command" in error
-    assert study(folder).trials[0].state.name == "RUNNING"  # it goes on at the next start
+    assert "to continue: the same command" in error
+    assert study(folder).trials[0].state.name == "RUNNING"  # the next start continues it
 
 
 def test_several_trials_at_once(tmp_path: Path) -> None:
@@ -160,18 +160,18 @@ def test_several_trials_at_once(tmp_path: Path) -> None:
 )
 def test_what_a_search_refuses(argument: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert text in refusal(lambda: _start_sweep([*SEARCH, argument]))
+    assert text in refusal(lambda: train.main([*SEARCH, argument]))
 
 
 def test_a_search_without_multirun_says_what_is_missing() -> None:
-    assert "add --multirun" in refusal(lambda: compose.configs(compose.parse(["search=optuna"])))
+    assert "add --multirun" in refusal(lambda: compose.config("search=optuna"))
 
 
 def test_a_trial_that_is_impossible_fails_and_the_search_ends(tmp_path: Path) -> None:
     args = [*SEARCH, "data.val_size=400", "search.n_trials=2", "hydra.sweep.dir=outputs/study"]
     done = vggexp("train", *args, cwd=tmp_path)
     assert done.returncode == 1
-    assert "search: 2 trials have failed, the last for: data.val_size=400" in done.stderr
+    assert "search: 2 trials have failed, the last because: data.val_size=400" in done.stderr
     assert json.loads((tmp_path / "outputs" / "study" / "0" / "result.json").read_text())["status"] == "failed"
 
 
@@ -186,5 +186,5 @@ def test_a_trial_that_is_killed_each_time_is_given_up(tmp_path: Path) -> None:
                 killed.add(run.result["pid"])
             time.sleep(0.1)
         _, error = process.communicate()
-    assert (process.returncode, len(killed)) == (1, search.TRIES)
+    assert (process.returncode, len(killed)) == (1, TRIES)
     assert "search: 1 trials have failed" in error

@@ -17,13 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from conftest import QUICK, TESTS, refusal, vggexp
+from vggexp.commands import train
 from vggexp.config import compose
 from vggexp.jobs import job, overview, sweep
-from vggexp.jobs.grid import _labels
+from vggexp.jobs.grid import labels as labels_of
 from vggexp.runs import layout, manifest
-from vggexp.runs import manifest as record
 from vggexp.runs import read as runs
-from vggexp.train import _start_sweep
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 SMALL = (*QUICK, "trainer.max_epochs=1")
@@ -41,10 +40,10 @@ def scores(folder: Path) -> dict[str, list[float]]:
 
 @contextmanager
 def started(cwd: Path, *args: str, threads: str | None = "1", **more: str) -> Iterator[subprocess.Popen[str]]:
-    """`python -m vggexp.train ARGS`, for as long as it is looked at."""
+    """`vggexp train ARGS`, for as long as the block runs."""
     env = os.environ | {"PYTHONPATH": str(TESTS)} | ({"OMP_NUM_THREADS": threads} if threads else {}) | more
     process = subprocess.Popen(
-        [sys.executable, "-m", "vggexp.train", *args],
+        [sys.executable, "-m", "vggexp", "train", *args],
         cwd=cwd,
         env=env,
         stdout=subprocess.PIPE,
@@ -192,7 +191,7 @@ def test_a_signal_ends_a_sweep_with_its_table(tmp_path: Path, signum: int) -> No
     assert sorted(r["status"] for r in found.values()) == ["completed", "completed", "interrupted"]
     assert (folder / "2" / "checkpoints" / "last.ckpt").exists()
     assert "3 runs in" in out
-    assert "to go on: the same command, or python -m vggexp.train sweep=outputs/stopped" in error
+    assert "to continue: the same command, or vggexp train sweep=outputs/stopped" in error
 
 
 def test_jobs_end_with_their_sweep_however_it_ends(tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ def test_a_job_of_a_stopped_sweep_does_not_begin(tmp_path: Path, monkeypatch: py
         (folder.parent / layout.STOP).touch()
         OmegaConf.update(session.raw.hydra, "runtime.output_dir", str(folder))
         HydraConfig.instance().set_config(OmegaConf.create({"hydra": session.raw.hydra}))
-        assert job.of_sweep(session.raw) == 130
+        assert job.start_in_sweep(session.raw) == 130
     assert not (folder / layout.RESULT).exists()
 
 
@@ -228,7 +227,7 @@ def test_a_job_that_is_killed_takes_no_other_along(tmp_path: Path) -> None:
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert results(folder)["1"]["status"] == "completed"
-    assert f"0: interrupted: {runs.GONE}" in out
+    assert f"0: interrupted: {runs.KILLED}" in out
 
 
 def test_two_starts_of_one_sweep_do_not_meet(tmp_path: Path) -> None:
@@ -242,31 +241,32 @@ def test_two_starts_of_one_sweep_do_not_meet(tmp_path: Path) -> None:
 
 def test_what_a_sweep_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "no sweep under outputs/" in refusal(lambda: sweep.option(["sweep=last"]))
-    assert "holds no sweep.json" in refusal(lambda: sweep.option(["sweep=outputs/none"]))
-    assert "cannot go with sweep=" in refusal(lambda: sweep.option(["sweep=last", "seed=1"]))
+    assert "no sweep under outputs/" in refusal(lambda: sweep.arguments("last", []))
+    assert "holds no sweep.json" in refusal(lambda: sweep.arguments("outputs/none", []))
+    assert "cannot be combined with sweep=" in refusal(lambda: sweep.arguments("last", ["seed=1"]))
     folder = tmp_path / "outputs" / "broken"
     folder.mkdir(parents=True)
     for text in ('{"jobs": [{', '{"jobs": [{"folder": "../../x", "config_hash": ""}], "arguments": []}'):
         (folder / "sweep.json").write_text(text)
-        assert "its sweep.json cannot be read" in refusal(lambda: sweep.option(["sweep=outputs/broken"]))
-    assert "its sweep.json cannot be read" in refusal(lambda: sweep.option(["sweep=last"]))
+        assert "its sweep.json cannot be read" in refusal(lambda: sweep.arguments("outputs/broken", []))
+    assert "its sweep.json cannot be read" in refusal(lambda: sweep.arguments("last", []))
     assert "its sweep.json cannot be read" in refusal(
-        lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/broken"])
+        lambda: train.main(["-m", *SMALL, "seed=0,1", "hydra.sweep.dir=outputs/broken"])
     )
-    assert "search=optuna" in refusal(lambda: _start_sweep([*SMALL, "optimizer.lr=interval(1,2)"]))
+    assert "search=optuna" in refusal(lambda: train.main(["-m", *SMALL, "optimizer.lr=interval(1,2)"]))
     assert "is the name of two jobs" in refusal(
-        lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/a", "hydra.sweep.subdir=a"])
+        lambda: train.main(["-m", *SMALL, "seed=0,1", "hydra.sweep.dir=outputs/a", "hydra.sweep.subdir=a"])
     )
-    record.claim(tmp_path / "outputs" / "run", layout.RESULT, {}, "")
-    assert "holds a run already" in refusal(lambda: _start_sweep([*SMALL, "seed=0,1", "hydra.sweep.dir=outputs/run"]))
+    manifest.claim(tmp_path / "outputs" / "run", {}, "")
+    assert "holds a run already" in refusal(
+        lambda: train.main(["-m", *SMALL, "seed=0,1", "hydra.sweep.dir=outputs/run"])
+    )
 
 
 def test_time_left_follows_the_work(tmp_path: Path) -> None:
     def job(resize: int, ratio: int = 16) -> overview.Watched:
         args = [*QUICK, f"data.resize={resize}", f"model.ratio={ratio}"]
-        (cfg,), _ = compose.configs(compose.parse(args))
-        return overview.Watched(f"data.resize={resize}", cfg)
+        return overview.Watched(f"data.resize={resize}", compose.config(*args))
 
     assert overview.work(job(64).cfg) == pytest.approx(4 * overview.work(job(32).cfg))
     assert overview.work(job(32, 4).cfg) > overview.work(job(32).cfg)
@@ -281,7 +281,7 @@ def test_time_left_follows_the_work(tmp_path: Path) -> None:
 
 def labels(*overrides: Sequence[str]) -> list[str]:
     cfg: Any = None
-    return _labels([sweep.Entry(Path("x"), list(each), cfg) for each in overrides])
+    return labels_of([sweep.Entry(Path("x"), list(each), cfg) for each in overrides])
 
 
 def test_jobs_are_named_by_what_sets_them_apart() -> None:

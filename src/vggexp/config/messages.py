@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one line: the key, the value, and what would have fitted."""
+"""What is wrong with a config, in one line: the key, the value, and what would be right."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
 
 
 def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader) -> str | None:
-    """Says which override Hydra could not place, with the names that would have fitted."""
+    """The override whose key Hydra does not know, with the names that it does know; None if all are known."""
     groups = list(_groups(loader))
     chosen = []
     for override in overrides:
@@ -62,7 +62,7 @@ def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader)
 
 
 def text_of(override: Override) -> str:
-    """As it stands on the command line."""
+    """An override as it was typed."""
     return override.input_line or ""
 
 
@@ -82,7 +82,7 @@ def _nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseModel]) -> str:
-    """The first fault in one line: key, value, what is allowed. A union reports a fault per member; they are joined."""
+    """The first fault in one line: key, value, what is allowed. Faults of a union's members are joined."""
     faults = error.errors()
     path = _key(faults[0]["loc"], values)
     same = [fault for fault in faults if _key(fault["loc"], values) == path]
@@ -103,7 +103,7 @@ def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseMod
 
 
 def _key(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
-    """The part of a fault's place that the config knows; behind it pydantic names the members of a union."""
+    """The config key of a fault; pydantic appends the members of a union, which are left out."""
     key: list[str] = []
     for part in loc:
         if isinstance(values, dict):
@@ -118,7 +118,7 @@ def _key(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
 
 
 def _fields(path: tuple[str, ...], values: Any, schema: Any) -> list[str]:
-    """The names that the schema knows at a place of the config."""
+    """The names that the schema knows below a key."""
     for part in path:
         values = values[part]
         target = values.get("_target_")
@@ -134,5 +134,5 @@ def _show(value: Any) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, without its line breaks."""
+    """An error's text without its line breaks."""
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())

@@ -67,7 +67,8 @@ class Search(Sweep):
                 with contextlib.ExitStack() as locks:
                     trials = self._next(study, folder, locks)
                     entries = [self._entry(study, trial, folder) for trial in trials]
-                    jobs |= {e.folder: Watched(" ".join(self._overrides(t)), e.cfg) for e, t in zip(entries, trials, strict=True)}
+                    for entry, trial in zip(entries, trials, strict=True):
+                        jobs[entry.folder] = Watched(" ".join(self._overrides(trial)), entry.cfg)
                     if entries:
                         self.launch(folder, entries)
                     else:
