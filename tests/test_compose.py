@@ -92,7 +92,7 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("model.ratio=3", "model.ratio=3: 1, 2, 4, 8, 16, 32, 64"),
         ("model.dropout=1", "model.dropout=1: less than 1"),
         ("model.init=kayming", "model.init=kayming did you mean kaiming?"),
-        ("data.resize=31", "data.resize=31: 5 blocks 32"),
+        ("data.resize=31", "data.resize=31: too small data.resize=32"),
         ("model.arch=vgg12", "model.arch=vgg12: vgg11, vgg19"),
         ("data.resize=27", "data.resize=27: greater than or equal to 28"),
         ("inspect.show=[gauges,picture]", "inspect.show=picture: pictures"),

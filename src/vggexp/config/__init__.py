@@ -1,6 +1,7 @@
 """What is asked for, is it valid, is it allowed?
 
 - `schema`: every key with its type and range
+- `components`: the same of networks, data sets, optimizers, schedules and metrics
 - `compose`: from a command line to checked configs
 - `messages`: what is wrong with a config, in one line
 - `policy`: what a config may not do, though Hydra would let it

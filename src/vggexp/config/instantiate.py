@@ -9,7 +9,8 @@ from lightning import LightningDataModule
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from vggexp.config.schema import ALLOWED, Config
+from vggexp.config.components import ALLOWED
+from vggexp.config.schema import Config
 from vggexp.errors import UserError
 
 SCHEDULES = "vggexp.training.schedules"

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from vggexp.config.schema import SCHEMAS
+from vggexp.config.components import SCHEMAS
 
 
 def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:

@@ -8,150 +8,24 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from vggexp.models import architecture
+from vggexp.config.components import (
+    ALLOWED,
+    SCHEMAS,
+    Data,
+    Fraction,
+    Metric,
+    Model,
+    NotNegative,
+    Optimizer,
+    Positive,
+    Scheduler,
+    Section,
+)
 
-ALLOWED = ("vggexp.", "torch.optim.", "lightning.", "torchmetrics.")
-"""Where a `_target_` may come from; `allowed_packages` adds packages of the user."""
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Block = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
-"""The numbers of a block's convolutions and of its channels."""
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 """A number of batches (an integer) or a share of them (a float)."""
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys, values of another type, nan and inf are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Component(Section):
-    """A class or function, named by `_target_`, with its keyword arguments."""
-
-    target: str = Field(alias="_target_")
-
-    def spec(self) -> dict[str, Any]:
-        """Plain Python values, for `vggexp.config.instantiate.construct`."""
-        return self.model_dump(by_alias=True)
-
-
-class Model(Component):
-    """Any network. Its image size, channels and classes are those of the data."""
-
-    weights: str | None = None  # a file to start from; not an argument of the network
-
-    def check_image_size(self, image_size: int) -> None:
-        """
-        Raises:
-            ValueError: the images are too small for the network.
-        """
-
-
-class VGG(Model):
-    arch: str
-    blocks: Annotated[list[Block], Field(min_length=1, max_length=16)] | None
-    ratio: int = Field(ge=1)
-    hidden: int = Field(ge=0)
-    batch_norm: bool
-    dropout: Fraction
-    init: Literal["default", "kaiming", "xavier"]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        architecture.check_vgg(self.arch, self.blocks, self.ratio, self.hidden)
-        return self
-
-    def check_image_size(self, image_size: int) -> None:
-        architecture.check_vgg_image(len(architecture.vgg_blocks(self.arch, self.blocks)[1]), image_size)
-
-
-class AlexNet(Model):
-    ratio: int = Field(ge=1)
-    dropout: Fraction
-    init: Literal["default", "kaiming", "xavier"]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        architecture.check_alexnet(self.ratio)
-        return self
-
-    def check_image_size(self, image_size: int) -> None:
-        architecture.check_alexnet_image(image_size)
-
-
-class Data(Component):
-    """What every data set takes."""
-
-    root: str | None
-    cache_dir: str | None
-    resize: int = Field(ge=28)
-    batch_size: int = Field(ge=1)
-    val_size: int = Field(ge=0)
-    train_size: Annotated[int, Field(ge=1)] | None
-    num_workers: int = Field(ge=0)
-    test_each_epoch: bool
-    flip: bool = False
-    shift: int = Field(ge=0, le=14, default=0)
-    cutout: int = Field(ge=0, le=28, default=0)
-
-
-class Optimizer(Component):
-    """What every optimizer takes."""
-
-    lr: Positive
-    weight_decay: NotNegative
-
-
-class Adam(Optimizer):
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    eps: Positive
-    fused: bool
-
-
-class SGD(Optimizer):
-    momentum: Fraction
-    nesterov: bool
-    fused: bool
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov=true needs a momentum, for example optimizer.momentum=0.9")
-        return self
-
-
-class Muon(Optimizer):
-    sgd_layers: list[str] | None
-    momentum: Fraction
-    sgd_lr: Positive
-    sgd_momentum: Fraction
-    sgd_weight_decay: NotNegative
-
-
-class Scheduler(Component):
-    """A learning rate as a function of the step."""
-
-
-class Cosine(Scheduler):
-    warmup: Fraction
-    final: Fraction
-
-
-class Triangular(Scheduler):
-    warmup: Fraction
-    initial: Annotated[float, Field(gt=0, le=1)]
-    final: Fraction
-
-
-class OneCycle(Scheduler):
-    warmup: Annotated[float, Field(gt=0, lt=1)]
-    initial: Annotated[float, Field(gt=0, le=1)]
-    final: Annotated[float, Field(gt=0, le=1)]
 
 
 class Step(Section):
@@ -200,42 +74,6 @@ class Checkpoint(Section):
     every_n_seconds: Positive
 
 
-class _OtherModel(Model, extra="allow"): ...
-
-
-class _OtherData(Data, extra="allow"): ...
-
-
-class _OtherOptimizer(Optimizer, extra="allow"): ...
-
-
-class _OtherScheduler(Scheduler, extra="allow"): ...
-
-
-class Metric(Component, extra="allow"):
-    """A metric of torchmetrics, or one of an allowed package, with its arguments."""
-
-
-SCHEMAS: dict[str, type[Component]] = {
-    "vggexp.models.VGG": VGG,
-    "vggexp.models.AlexNet": AlexNet,
-    "vggexp.data.FashionMNIST": Data,
-    "torch.optim.Adam": Adam,
-    "torch.optim.AdamW": Adam,
-    "torch.optim.SGD": SGD,
-    "vggexp.training.muon.Muon": Muon,
-    "vggexp.training.schedules.constant": Scheduler,
-    "vggexp.training.schedules.cosine": Cosine,
-    "vggexp.training.schedules.onecycle": OneCycle,
-    "vggexp.training.schedules.triangular": Triangular,
-    # a component from elsewhere must have what all of its kind have in common
-    "model": _OtherModel,
-    "data": _OtherData,
-    "optimizer": _OtherOptimizer,
-    "scheduler": _OtherScheduler,
-}
-
-
 INSPECTIONS = {
     "gauges": "vggexp.inspection.gauges.Gauges",
     "distributions": "vggexp.inspection.distributions.Distributions",
@@ -252,7 +90,7 @@ class Inspect(Section):
     """What a run shows beside its curves, and how often."""
 
     times: int = Field(ge=1, default=1)
-    show: list[str] = []
+    show: list[str] = Field(default_factory=list)
 
     def targets(self) -> list[str]:
         """The classes, as `package.module.Name`."""
@@ -308,7 +146,7 @@ class Config(Section):
     checkpoint: Checkpoint
     logger: Logger = Logger()
     inspect: Inspect = Inspect()
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = Field(default_factory=dict)
 
     @field_validator(*GROUPS, mode="wrap")
     @classmethod
@@ -333,10 +171,11 @@ class Config(Section):
                 raise ValueError(
                     f"{key}={target}: not in an allowed package; to trust it, set allowed_packages=[{package}]"
                 )
-        try:
-            self.model.check_image_size(self.data.resize)
-        except ValueError as error:
-            raise ValueError(f"data.resize={self.data.resize}: {error}") from None
+        if self.data.resize < self.model.smallest_image:
+            raise ValueError(
+                f"data.resize={self.data.resize}: too small for this network; set data.resize="
+                f"{self.model.smallest_image} or more"
+            )
         if self.trainer.early_stopping.patience is not None and self.data.val_size == 0:
             raise ValueError(
                 "trainer.early_stopping.patience: watches val/acc, and data.val_size=0 leaves no validation set; "

@@ -51,22 +51,9 @@ def check_alexnet(ratio: int) -> None:
     _check_ratio(ratio, [*ALEXNET_CHANNELS, ALEXNET_HIDDEN])
 
 
-def check_vgg_image(blocks: int, image_size: int) -> None:
-    """
-    Raises:
-        ValueError: images of this size are too small for so many blocks.
-    """
-    if image_size < 2**blocks:
-        raise ValueError(f"too small for {blocks} blocks, which each halve it; it must be at least {2**blocks}")
-
-
-def check_alexnet_image(image_size: int) -> None:
-    """
-    Raises:
-        ValueError: images of this size are too small.
-    """
-    if image_size < ALEXNET_SMALLEST:
-        raise ValueError(f"too small for AlexNet; it must be at least {ALEXNET_SMALLEST}")
+def smallest_vgg_image(arch: str, blocks: Sequence[Sequence[int]] | None) -> int:
+    """Pixels on a side that a VGG needs, because each block halves its input."""
+    return int(2 ** len(vgg_blocks(arch, blocks)[1]))
 
 
 def _check_ratio(ratio: int, widths: Sequence[int]) -> None:

@@ -1,0 +1,186 @@
+"""The parts of a run that a `_target_` names: networks, data sets, optimizers, schedules and metrics, with their keys.
+
+Nothing heavy is imported here, so that a mistake is reported before torch is loaded.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vggexp.models import architecture
+
+ALLOWED = ("vggexp.", "torch.optim.", "lightning.", "torchmetrics.")
+"""Where a `_target_` may come from; `allowed_packages` adds packages of the user."""
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Block = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
+"""The numbers of a block's convolutions and of its channels."""
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys, values of another type, nan and inf are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Component(Section):
+    """A class or function, named by `_target_`, with its keyword arguments."""
+
+    target: str = Field(alias="_target_")
+
+    def spec(self) -> dict[str, Any]:
+        """Plain Python values, for `vggexp.config.instantiate.construct`."""
+        return self.model_dump(by_alias=True)
+
+
+class Model(Component):
+    """Any network. Its image size, channels and classes are those of the data."""
+
+    weights: str | None = None  # a file to start from; not an argument of the network
+
+    @property
+    def smallest_image(self) -> int:
+        """Pixels on a side that the network needs."""
+        return 1
+
+
+class VGG(Model):
+    arch: str
+    blocks: Annotated[list[Block], Field(min_length=1, max_length=16)] | None
+    ratio: int = Field(ge=1)
+    hidden: int = Field(ge=0)
+    batch_norm: bool
+    dropout: Fraction
+    init: Literal["default", "kaiming", "xavier"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        architecture.check_vgg(self.arch, self.blocks, self.ratio, self.hidden)
+        return self
+
+    @property
+    def smallest_image(self) -> int:
+        return architecture.smallest_vgg_image(self.arch, self.blocks)
+
+
+class AlexNet(Model):
+    ratio: int = Field(ge=1)
+    dropout: Fraction
+    init: Literal["default", "kaiming", "xavier"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        architecture.check_alexnet(self.ratio)
+        return self
+
+    @property
+    def smallest_image(self) -> int:
+        return architecture.ALEXNET_SMALLEST
+
+
+class Data(Component):
+    """What every data set takes."""
+
+    root: str | None
+    cache_dir: str | None
+    resize: int = Field(ge=28)
+    batch_size: int = Field(ge=1)
+    val_size: int = Field(ge=0)
+    train_size: Annotated[int, Field(ge=1)] | None
+    num_workers: int = Field(ge=0)
+    test_each_epoch: bool
+    flip: bool = False
+    shift: int = Field(ge=0, le=14, default=0)
+    cutout: int = Field(ge=0, le=28, default=0)
+
+
+class Optimizer(Component):
+    """What every optimizer takes."""
+
+    lr: Positive
+    weight_decay: NotNegative
+
+
+class Adam(Optimizer):
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Positive
+    fused: bool
+
+
+class SGD(Optimizer):
+    momentum: Fraction
+    nesterov: bool
+    fused: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum, for example optimizer.momentum=0.9")
+        return self
+
+
+class Muon(Optimizer):
+    sgd_layers: list[str] | None
+    momentum: Fraction
+    sgd_lr: Positive
+    sgd_momentum: Fraction
+    sgd_weight_decay: NotNegative
+
+
+class Scheduler(Component):
+    """A learning rate as a function of the step."""
+
+
+class Cosine(Scheduler):
+    warmup: Fraction
+    final: Fraction
+
+
+class Triangular(Scheduler):
+    warmup: Fraction
+    initial: Annotated[float, Field(gt=0, le=1)]
+    final: Fraction
+
+
+class OneCycle(Scheduler):
+    warmup: Annotated[float, Field(gt=0, lt=1)]
+    initial: Annotated[float, Field(gt=0, le=1)]
+    final: Annotated[float, Field(gt=0, le=1)]
+
+
+class _OtherModel(Model, extra="allow"): ...
+
+
+class _OtherData(Data, extra="allow"): ...
+
+
+class _OtherOptimizer(Optimizer, extra="allow"): ...
+
+
+class _OtherScheduler(Scheduler, extra="allow"): ...
+
+
+class Metric(Component, extra="allow"):
+    """A metric of torchmetrics, or one of an allowed package, with its arguments."""
+
+
+SCHEMAS: dict[str, type[Component]] = {
+    "vggexp.models.VGG": VGG,
+    "vggexp.models.AlexNet": AlexNet,
+    "vggexp.data.FashionMNIST": Data,
+    "torch.optim.Adam": Adam,
+    "torch.optim.AdamW": Adam,
+    "torch.optim.SGD": SGD,
+    "vggexp.training.muon.Muon": Muon,
+    "vggexp.training.schedules.constant": Scheduler,
+    "vggexp.training.schedules.cosine": Cosine,
+    "vggexp.training.schedules.onecycle": OneCycle,
+    "vggexp.training.schedules.triangular": Triangular,
+    # a component from elsewhere must have what all of its kind have in common
+    "model": _OtherModel,
+    "data": _OtherData,
+    "optimizer": _OtherOptimizer,
+    "scheduler": _OtherScheduler,
+}
