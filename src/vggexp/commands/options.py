@@ -22,11 +22,7 @@ T = TypeVar("T", bound=Options)
 
 
 def take(key: str, args: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of KEY=VALUE among arguments, if it is there, and the other arguments.
-
-    Raises:
-        UserError: it is there twice.
-    """
+    """The value of KEY=VALUE among arguments, if it is there, and the other arguments."""
     found = [arg.partition("=")[2] for arg in args if arg.startswith(f"{key}=")]
     if len(found) > 1:
         raise UserError(f"{key}={found[1]}: is the second; give one at a time")
@@ -35,11 +31,7 @@ def take(key: str, args: Sequence[str]) -> tuple[str | None, list[str]]:
 
 @contextmanager
 def output(folder: Path) -> Iterator[None]:
-    """Makes a folder to write into.
-
-    Raises:
-        UserError: the folder, or a file in it, cannot be written.
-    """
+    """Makes a folder to write into."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -53,9 +45,6 @@ def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ())
 
     Args:
         overridable: the keys of the config, or their beginnings, that may be overridden, for example "data.".
-
-    Raises:
-        UserError: an argument is not KEY=VALUE, its key is unknown or its value does not fit.
     """
     given: dict[str, str] = {}
     overrides = []

@@ -43,9 +43,6 @@ def run_name() -> str:
     """A name for this process's run or sweep that no other process has, in the order of time.
 
     Processes that torchrun or SLURM start together share theirs.
-
-    Raises:
-        UserError: they have nothing in common to make one from.
     """
     if started := os.environ.get("TORCHELASTIC_RUN_ID"):
         if started == "none":
@@ -68,11 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Hydra's flags; `overrides` holds the other arguments, `shows` says that nothing is to be trained.
-
-    Raises:
-        UserError: a flag does not exist, or what it names does not exist or is not allowed.
-    """
+    """Hydra's flags; `overrides` holds the other arguments, `shows` says that nothing is to be trained."""
     parser = _Parser(add_help=False)
     for names in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--shell-completion", "-sc")):
         parser.add_argument(*names, action="store_true")
@@ -128,11 +121,7 @@ class Session:
             raise UserError("search: tries many configs; add --multirun (-m)")
 
     def job(self, overrides: list[str] | None = None) -> Job:
-        """The checked config of some arguments; by default that of the command line.
-
-        Raises:
-            UserError: a key or a value is not what the schema allows.
-        """
+        """The checked config of some arguments; by default that of the command line."""
         raw = self.raw if overrides is None else self._compose(overrides, self.parse(overrides))
         cfg = check(raw)
         try:
@@ -142,11 +131,7 @@ class Session:
         return Job(cfg, [text_of(o) for o in self.fixed] if overrides is None else overrides, raw)
 
     def grid(self) -> list[Job]:
-        """Every combination of the values that the command line names, each checked.
-
-        Raises:
-            UserError: one of them is wrong.
-        """
+        """Every combination of the values that the command line names, each checked."""
         params = [f"{key}={value}" for key, value in (self.raw.hydra.sweeper.params or {}).items()]
         choices: dict[str, list[str]] = {}
         for override in [*self.parse(params), *self.overrides]:
@@ -161,10 +146,7 @@ class Session:
         return [self.job(list(combination)) for combination in itertools.product(*choices.values())]
 
     def parse(self, overrides: list[str]) -> list[Override]:
-        """
-        Raises:
-            UserError: one is not KEY=VALUE.
-        """
+        """Arguments in Hydra's parsed form."""
         return _parse_overrides(overrides, self.loader)
 
     def task_overrides(self) -> list[str]:
@@ -201,9 +183,6 @@ def session(flags: argparse.Namespace) -> Iterator[Session]:
 
     Args:
         flags: from `parse`.
-
-    Raises:
-        UserError: its config does not exist, or cannot be composed.
     """
     conf = Path(flags.config_path).resolve() if flags.config_path else paths.CONF
     Plugins.instance().register(ConfigDir)
@@ -216,31 +195,19 @@ def session(flags: argparse.Namespace) -> Iterator[Session]:
 
 
 def config(*arguments: str) -> Config:
-    """The one checked config that arguments ask for.
-
-    Raises:
-        UserError: they ask for none.
-    """
+    """The one checked config that arguments ask for."""
     with session(parse(list(arguments))) as hydra:
         return hydra.job().cfg
 
 
 def configs(*arguments: str) -> list[Config]:
-    """Every config that arguments ask for, in which KEY=A,B names several values.
-
-    Raises:
-        UserError: one of them is wrong.
-    """
+    """Every config that arguments ask for, in which KEY=A,B names several values."""
     with session(parse(["--multirun", *arguments])) as hydra:
         return [job.cfg for job in hydra.grid()]
 
 
 def check(raw: DictConfig) -> Config:
-    """The typed form of a composed config.
-
-    Raises:
-        UserError: a key or a value is not what the schema allows.
-    """
+    """The typed form of a composed config."""
     job = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "search")])
     try:
         values = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
@@ -254,9 +221,6 @@ def validate(values: Any, schema: type[S], prefix: str = "") -> S:
 
     Args:
         prefix: of all keys, for the message.
-
-    Raises:
-        UserError: a key or a value is not what the schema allows.
     """
     try:
         return schema.model_validate(values)
@@ -275,11 +239,7 @@ def _quoted(text: str) -> str:
 
 
 def values(overrides: list[str]) -> dict[str, Any]:
-    """What `KEY=VALUE` arguments set, as a tree, where no config is composed from them.
-
-    Raises:
-        UserError: one is not KEY=VALUE.
-    """
+    """What `KEY=VALUE` arguments set, as a tree, where no config is composed from them."""
     tree = OmegaConf.create()
     for override in _parse_overrides(overrides, None):
         OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)

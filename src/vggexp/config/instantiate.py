@@ -25,9 +25,6 @@ def locate(target: str, kind: type) -> Any:
 
     Args:
         kind: what it must be a subclass of. A schedule may also be a function, ours or the user's.
-
-    Raises:
-        UserError: there is no such class or function.
     """
     module, _, name = target.rpartition(".")
     package = module.split(".")[0]
@@ -44,11 +41,7 @@ def locate(target: str, kind: type) -> Any:
 
 
 def construct(kind: type, spec: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
-    """Calls what `_target_` names with `args`, the spec's other entries and `extra`.
-
-    Raises:
-        UserError: there is no such object, it does not take these options, or it refuses their values.
-    """
+    """Calls what `_target_` names with `args`, the spec's other entries and `extra`."""
     options = dict(spec)
     target = options.pop("_target_")
     factory = locate(target, kind)

@@ -20,21 +20,14 @@ LOG_FOLDER, LOG_NAME = "${hydra.runtime.output_dir}/", "${hydra.job.name}"
 
 
 def check_folder(path: str, key: str) -> None:
-    """
-    Raises:
-        UserError: a folder to write into is outside the output folder.
-    """
+    """Refuses a folder to write into that is outside the output folder."""
     root = outputs().resolve()
     if root not in Path(path).resolve().parents:
         raise UserError(f"{key}={path}: is outside {outputs()}/; name a folder in it, or set VGGEXP_OUTPUTS")
 
 
 def check_files(folder: str) -> None:
-    """Checks a folder's YAML files before Hydra reads them.
-
-    Raises:
-        UserError: one is too large, or becomes so when its aliases are expanded.
-    """
+    """Checks a folder's YAML files before Hydra reads them."""
     for path in sorted(Path(folder).rglob("*.yaml")):
         try:
             if path.stat().st_size > LARGEST_FILE:
@@ -86,10 +79,7 @@ def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]
 
 
 def check_overrides(overrides: list[str]) -> None:
-    """
-    Raises:
-        UserError: an argument would make Hydra import a package.
-    """
+    """Refuses an argument that would make Hydra import a package."""
     for override in overrides:
         if "hydra.searchpath" in override and ("pkg:" in override or "${" in override):
             raise UserError(f"{override}: only file:// is allowed")
@@ -100,9 +90,6 @@ def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> Non
 
     Args:
         allowed: packages that the user trusts.
-
-    Raises:
-        UserError: it would run code, or write outside the output folder.
     """
     trusted = (*PLUGINS, *(f"{package}." for package in allowed))
     tree = OmegaConf.to_container(settings, resolve=False)

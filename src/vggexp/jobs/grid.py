@@ -29,7 +29,6 @@ class Grid(Sweep):
         """Returns the exit code: 1 if a run did not complete.
 
         Raises:
-            UserError: nothing may start, or the launcher cannot do it.
             Interrupted: by a signal, when the jobs that run have been saved.
         """
         jobs = list({job.cfg.hash(): job for job in self.session.grid()}.values())
@@ -40,11 +39,7 @@ class Grid(Sweep):
             return self._train(folder, self._plan(folder, jobs, arguments))
 
     def _plan(self, folder: Path, jobs: Sequence[Job], arguments: list[str]) -> list[Entry]:
-        """Gives each config its folder, or the one that it had before; writes `sweep.json`.
-
-        Raises:
-            UserError: two configs would get the same folder, or the sweep to be continued has other configs by now.
-        """
+        """Gives each config its folder, or the one that it had before; writes `sweep.json`."""
         planned = read.sweep(folder)["jobs"] if read.is_sweep(folder) else []
         known = {entry["config_hash"]: entry["folder"] for entry in planned}
         if self.again and not {job.cfg.hash() for job in jobs} <= set(known):

@@ -32,9 +32,6 @@ def start(session: Session) -> int:
     """Trains the one config of a command line into a new folder; returns the exit code.
 
     Where torchrun or SLURM has started the same processes before, the run in the folder is resumed.
-
-    Raises:
-        UserError: the config is wrong, or the folder holds a run already.
     """
     job = session.job()
     folder = Path(job.raw.hydra.run.dir)
@@ -83,11 +80,7 @@ def start_in_sweep(raw: DictConfig) -> int:
 
 
 def resume_run(run: str, args: list[str]) -> int:
-    """Resumes the run that `resume=` means, if it has anything left to do; returns the exit code.
-
-    Raises:
-        UserError: there is no such run, or the arguments do not fit it.
-    """
+    """Resumes the run that `resume=` means, if it has anything left to do; returns the exit code."""
     folder = select.run(run, "resume")
     cfg, past = resume.config(folder, args)
     if past["status"] == "completed" and cfg.trainer.max_epochs == past["config"]["trainer"]["max_epochs"]:

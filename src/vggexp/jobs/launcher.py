@@ -38,9 +38,6 @@ def make(session: Session, task: TaskFunction, config: DictConfig) -> Launcher:
     Args:
         task: called with the composed config of each job.
         config: from `Session.sweep_config`.
-
-    Raises:
-        UserError: its package is not installed.
     """
     options: dict[str, Any] = {"hydra_context": context(session), "task_function": task, "config": config}
     if config.hydra.launcher._target_ == PROCESSES:

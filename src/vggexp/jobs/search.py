@@ -39,7 +39,6 @@ class Search(Sweep):
         """Returns the exit code: 1 if a trial failed.
 
         Raises:
-            UserError: nothing may start, or every trial fails.
             Interrupted: by a signal, when the trials that run have been saved.
         """
         self.settings = compose.validate(OmegaConf.to_container(self.session.search, resolve=True), Settings, "search.")
@@ -99,11 +98,7 @@ class Search(Sweep):
         terminal.say(f"best {metrics.OBJECTIVE} {score} in {where}: {' '.join(self._overrides(best))}")
 
     def _space(self) -> tuple[Space, list[str]]:
-        """What is searched, and the arguments that are fixed.
-
-        Raises:
-            UserError: a part of the space is not a set of values.
-        """
+        """What is searched, and the arguments that are fixed."""
         given = {override.get_key_element(): override for override in self.session.overrides}
         default = {}
         for key, text in self.settings.space.items():
@@ -169,10 +164,7 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
 
 
 def _study(settings: Settings, folder: Path) -> optuna.Study:
-    """
-    Raises:
-        UserError: its storage cannot be used.
-    """
+    """The study, created where it does not exist yet."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if settings.pruner == "median":

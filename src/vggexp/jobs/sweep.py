@@ -49,9 +49,6 @@ def start(session: Session, args: list[str], again: bool) -> int:
     Args:
         args: the command line.
         again: whether `sweep=` asks for what was asked for before, and nothing else.
-
-    Raises:
-        UserError: nothing may start.
     """
     settings = session.raw.hydra
     if settings.sweeper._target_ != GRID:
@@ -79,9 +76,6 @@ def arguments(name: str, args: list[str]) -> list[str]:
     Args:
         name: the folder, or `last`.
         args: the other arguments of this command line.
-
-    Raises:
-        UserError: there is no such sweep, or an argument would change it.
     """
     others = [arg for arg in args if arg not in ("-m", "--multirun")]
     for other in others:
@@ -115,9 +109,6 @@ class Sweep(Sweeper):
 
         Args:
             identity: the same for two starts of one sweep.
-
-        Raises:
-            UserError: it cannot be used.
         """
         folder = Path(str(self.session.raw.hydra.sweep.dir))
         if compose.run_name() in str(folder):  # the user did not name it
@@ -129,11 +120,7 @@ class Sweep(Sweeper):
         return folder
 
     def write(self, folder: Path, args: list[str], jobs: list[dict[str, Any]], identity: str) -> None:
-        """Replaces `sweep.json`: what a later start needs to know.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Replaces `sweep.json`: what a later start needs to know."""
         content = {**manifest.origin(), "arguments": args, "identity": identity, "jobs": jobs}
         try:
             files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
@@ -141,11 +128,7 @@ class Sweep(Sweeper):
             raise manifest.not_writable(folder, "hydra.sweep.dir", error) from error
 
     def launch(self, folder: Path, entries: Sequence[Entry]) -> None:
-        """Has Hydra's launcher train, as many at once as it does; returns when all have ended.
-
-        Raises:
-            UserError: the launcher cannot do it.
-        """
+        """Has Hydra's launcher train, as many at once as it does; returns when all have ended."""
         config = self.session.sweep_config(folder.resolve())
         made = launcher.make(self.session, self.task, config)
         OmegaConf.save(config, folder / layout.MULTIRUN)
@@ -228,10 +211,7 @@ def _stop_jobs(folders: Sequence[Path]) -> None:
 
 
 def refuse_processes(cfg: Config) -> None:
-    """
-    Raises:
-        UserError: a job of a sweep would start further processes, and each of them would run the sweep.
-    """
+    """Refuses a job that would start further processes, because each of them would run the sweep."""
     devices = cfg.trainer.devices
     if devices == "auto" and cfg.trainer.accelerator != "cpu":
         devices = max(1, hardware.device_count())

@@ -75,9 +75,6 @@ def claim(folder: Path, content: Mapping[str, Any], key: str) -> None:
 
     Args:
         key: the config key that named the folder, for the message.
-
-    Raises:
-        UserError: the folder holds a run already, or cannot be written.
     """
     make_folder(folder, key)
     try:
@@ -90,11 +87,7 @@ def claim(folder: Path, content: Mapping[str, Any], key: str) -> None:
 
 
 def make_folder(folder: Path, key: str) -> None:
-    """Creates a folder and those above it.
-
-    Raises:
-        UserError: it cannot be created.
-    """
+    """Creates a folder and those above it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -116,9 +109,6 @@ def load(folder: Path, place: str) -> dict[str, Any]:
 
     Args:
         place: KEY=VALUE that named the folder, for the message.
-
-    Raises:
-        UserError: it cannot be read, or is not what a run writes.
     """
     try:
         content = json.loads((folder / layout.RESULT).read_text(encoding="utf-8"))
@@ -137,9 +127,6 @@ def lock(folder: Path, place: str, file: str = layout.RESULT, seconds: float = 1
         place: KEY=VALUE that named the folder, for the message.
         file: that tells which process works there.
         seconds: to wait for a process that is just ending.
-
-    Raises:
-        UserError: another process works there.
     """
     try:
         with FileLock(folder / layout.LOCK, timeout=seconds):

@@ -57,11 +57,7 @@ def read(folder: Path) -> Run:
 
 
 def find(places: Sequence[Path]) -> list[Run]:
-    """The runs in folders, each that of a run, of a sweep, or of anything above them; by number, else by name.
-
-    Raises:
-        UserError: a folder is missing, or holds no run.
-    """
+    """The runs in folders, each that of a run, of a sweep, or of anything above them; by number, else by name."""
     found: dict[Path, Run] = {}
     for place in places:
         if not place.is_dir():
@@ -80,11 +76,7 @@ def _order(folder: Path) -> tuple[Any, ...]:
 
 
 def sweep(folder: Path) -> dict[str, Any]:
-    """A sweep's `sweep.json`.
-
-    Raises:
-        UserError: it is not what a sweep writes.
-    """
+    """A sweep's `sweep.json`."""
     try:
         content: dict[str, Any] = json.loads((folder / layout.SWEEP).read_text(encoding="utf-8"))
         texts = [entry[key] for entry in content["jobs"] for key in ("folder", "config_hash")] + content["arguments"]

@@ -23,9 +23,6 @@ def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
 
     Args:
         args: KEY=VALUE of the command line. They may repeat what the run has, and give it more epochs.
-
-    Raises:
-        UserError: something else differs, or `result.json` is not what a run writes.
     """
     place = f"resume={folder}"
     if flags := [arg for arg in args if arg.startswith("-")]:
@@ -45,10 +42,7 @@ def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
 
 
 def check_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:
-    """
-    Raises:
-        UserError: two configs differ in more than the number of epochs, or that has become smaller.
-    """
+    """Refuses two configs that differ in more than the number of epochs, or of which the newer has fewer."""
     new, old = flatten(now), flatten(then)
     for key in {**old, **new}:
         if key == UNCOMPARED or (key in new and key in old and new[key] == old[key]):

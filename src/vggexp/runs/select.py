@@ -16,9 +16,6 @@ def run(name: str, key: str) -> Path:
     Args:
         name: a run's folder, or `last`: the run that was started last, alone or in a sweep.
         key: the option that holds the name, for the message.
-
-    Raises:
-        UserError: there is no such run.
     """
     if _is_last(name):
         return _latest(f"{key}={name}", "run", layout.RESULT, f"*/{layout.RESULT}")
@@ -33,21 +30,13 @@ def sweep(name: str, key: str) -> Path:
 
 
 def places(names: Sequence[str], default: Sequence[Path] = ()) -> list[Path]:
-    """The folders that `vggexp report` and `vggexp tensorboard` look into; `last` is a sweep or a run.
-
-    Raises:
-        UserError: nothing was run yet.
-    """
+    """The folders that `vggexp report` and `vggexp tensorboard` look into; `last` is a sweep or a run."""
     found = [_latest(name, "run", layout.RESULT, layout.SWEEP) if _is_last(name) else Path(name) for name in names]
     return found or list(default)
 
 
 def checkpoint(name: str, key: str) -> Path:
-    """The checkpoint file that is meant: itself, or the one that a finished run was tested with.
-
-    Raises:
-        UserError: there is none, or the run has not finished.
-    """
+    """The checkpoint file that is meant: itself, or the one that a finished run was tested with."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
