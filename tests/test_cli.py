@@ -1,6 +1,7 @@
 """The console command, and the package outside its checkout."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, TESTS, vggexp
+from vggexp import commands
+from vggexp.config import compose
+from vggexp.jobs import job
+from vggexp.runs import manifest
 
 ROOT = TESTS.parent
 
@@ -28,6 +33,44 @@ def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
     refused = console("train", "model=vgg12", cwd=tmp_path)
     assert refused.returncode == 2
     assert "vgg11" in refused.stderr
+
+
+def test_every_command_explains_itself_and_alone_the_program_says_how_to_start(tmp_path: Path) -> None:
+    assert "vggexp train experiment=quickstart" in console(cwd=tmp_path).stdout
+    assert re.fullmatch(r"vggexp \d+\.\d+\.\d+\n", console("--version", cwd=tmp_path).stdout)
+    module = subprocess.run([sys.executable, "-m", "vggexp"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert module.stdout == console(cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("name", sorted(set(commands.COMMANDS) - {"train"}))
+def test_the_help_of_a_command_begins_with_how_to_call_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"vggexp {name}")
+
+
+def test_a_run_composes_its_config_and_makes_its_manifest_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for module, name in ((compose, "compose"), (manifest, "collect")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=original, n=name, **k: (calls.append(n), f(*a, **k))[1])
+    monkeypatch.setattr(job, "_train", lambda *_: {"epochs": 0} | DONE)
+    monkeypatch.chdir(tmp_path)
+    assert commands.main(["train", *QUICK, "hydra.run.dir=outputs/run"]) == 0
+    assert calls == ["compose", "collect"]
+    assert (tmp_path / "outputs" / "run" / ".hydra" / "config.yaml").exists()
+    assert manifest.load(tmp_path / "outputs" / "run", "")["status"] == "completed"
+
+
+DONE = {"best_epoch": None, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "peak_memory_bytes": 1}
+
+
+def test_a_choice_in_the_users_own_folder_can_be_swept(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "narrow.yaml").write_text("defaults: [vgg]\nratio: 16\n")
+    own = compose.configs(f"--config-dir={tmp_path}", "model=vgg11,narrow", "data.resize=32")
+    assert [cfg.model.ratio for cfg in own] == [1, 16]
+    every = compose.configs(f"--config-dir={tmp_path}", "model=glob(n*)", "data.resize=32")
+    assert [cfg.model.ratio for cfg in every] == [16]
 
 
 def test_help_names_groups_and_keys(tmp_path: Path) -> None:
