@@ -1,70 +1,45 @@
-"""python -m vggexp.evaluate run=PATH [output=FOLDER] [data.KEY=VALUE ...] [trainer.KEY=VALUE ...]
+"""Scores a finished network on the test set, with tables and pictures."""
 
-Scores a finished network on the test set.
-
-  run       a run folder, a checkpoint file, or last: the newest run under outputs/
-  output    where the files go; default: evaluation/ in the run's folder
-  data.*    where the data lie now, e.g. data.root=FOLDER; trainer.* what to run on, e.g. trainer.accelerator=cpu
-
-Writes evaluation.json, per_class.csv, confusion.csv, confusion.png and mistakes.png: the images that the network got
-wrong with the highest probability.
-"""
-
-import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vggexp.commands import options
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics.functional import classification
+
+from vggexp.config import precision
+from vggexp.config.instantiate import datamodule
 from vggexp.errors import UserError
-from vggexp.inference import load as trained
-from vggexp.runs import tables
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from vggexp.inference.load import Network
+from vggexp.inspection import figures
+from vggexp.system import files
+from vggexp.training.trainer import make_trainer
 
 MISTAKES = 32
+"""The number of mistakes in the picture."""
 
 
-class Evaluate(options.Options):
-    run: str
-    output: Path | None = None
-
-
-def main(args: list[str]) -> int:
-    """Returns the exit code."""
-    given, overrides = options.parse(Evaluate, args, trained.OVERRIDABLE)
-    found = trained.load(given.run, overrides)
-    folder = given.output or found.folder / "evaluation"
-    with options.output(folder):
-        scores = evaluate(found, folder)
-    tables.show_evaluation(scores, found.result, folder)
-    return 0
-
-
-def evaluate(found: trained.Trained, folder: Path) -> dict[str, Any]:
+def evaluate(network: Network, folder: Path) -> dict[str, Any]:
     """Scores a network on the test set, on one device, in the batches and the precision of its training.
+
+    Args:
+        folder: for evaluation.json, per_class.csv, confusion.csv, confusion.png and mistakes.png.
 
     Returns:
         `test/acc` and `test/loss`; `calibration_error`: the expected difference between the probability of the
         predicted class and its accuracy, over 15 bins of equal width; `classes`: for each class name its `precision`,
         `recall`, `f1` and `images`.
     """
-    import torch
-    from torchmetrics.functional import classification
-
-    from vggexp.config.instantiate import datamodule
-    from vggexp.inspection import figures
-    from vggexp.training import run
-
-    run.quiet()
-    data = datamodule(found.cfg)
-    if tuple(data.classes) != found.classes:
-        raise UserError(
-            f"data._target_={found.cfg.data.target}: its classes are {', '.join(data.classes)}, "
-            f"the network's {', '.join(found.classes)}"
-        )
-    logits, labels, scores = _test(found, data, folder)
+    data = datamodule(network.cfg)
+    for name, given, learned in (
+        ("classes", list(data.classes), list(network.classes)),
+        ("dimensions", data.dimensions, network.dimensions),
+    ):
+        if given != learned:
+            raise UserError(f"data: its {name} are {given}, the network was trained on {learned}")
+    logits, labels, scores = _test(network, data, folder)
     probabilities, count = logits.softmax(dim=1), logits.shape[1]
     predicted = probabilities.max(dim=1).indices
     options: dict[str, Any] = {"num_classes": count, "average": None}
@@ -74,48 +49,44 @@ def evaluate(found: trained.Trained, folder: Path) -> dict[str, Any]:
         "f1": classification.multiclass_f1_score(predicted, labels, **options),
         "images": torch.bincount(labels, minlength=count),
     }
-    names = [*found.classes, *(f"class {n}" for n in range(len(found.classes), count))]
-    scores |= {
-        "calibration_error": float(
-            classification.multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=15)
-        ),
-        "classes": {name: {key: column[n].item() for key, column in columns.items()} for n, name in enumerate(names)},
+    error = classification.multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=15)
+    by_class = {
+        name: {key: column[n].item() for key, column in columns.items()} for n, name in enumerate(network.classes)
     }
+    scores |= {"calibration_error": float(error), "classes": by_class}
     confusion = classification.multiclass_confusion_matrix(predicted, labels, num_classes=count)
-    (folder / "evaluation.json").write_text(json.dumps({"checkpoint": str(found.path)} | scores, indent=2) + "\n")
-    _write(folder / "per_class.csv", ["class", *columns], [[k, *v.values()] for k, v in scores["classes"].items()])
-    rows = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
-    _write(folder / "confusion.csv", ["true \\ predicted", *names], rows)
-    figures.confusion(confusion, names, folder / "confusion.png")
+    files.write_text(
+        folder / "evaluation.json", json.dumps({"checkpoint": str(network.path)} | scores, indent=2) + "\n"
+    )
+    files.write_csv(folder / "per_class.csv", ["class", *columns], [[k, *v.values()] for k, v in by_class.items()])
+    rows = [[name, *row] for name, row in zip(network.classes, confusion.tolist(), strict=True)]
+    files.write_csv(folder / "confusion.csv", ["true \\ predicted", *network.classes], rows)
+    figures.confusion(confusion, network.classes, folder / "confusion.png")
 
-    worst, captions, title = figures.mistakes(probabilities, labels, names, MISTAKES)
+    worst, captions, title = figures.mistakes(probabilities, labels, network.classes, MISTAKES)
     images = data.sets["test"].tensors[0].cpu()[data.indices["test"][worst]]
     figures.gallery(images, captions, title, folder / "mistakes.png")
     return scores
 
 
-def _test(found: trained.Trained, data: Any, folder: Path) -> tuple["Tensor", "Tensor", dict[str, Any]]:
-    """The logits, (N, K) float32, the labels, (N,), and the run's own scores, by the Trainer as after training."""
-    import lightning as L
-    import torch
+class _Collect(L.Callback):
+    """Keeps the logits, (N, K) float32, and the labels, (N,), of all batches."""
 
-    from vggexp.config import precision
-    from vggexp.training import run
+    def __init__(self) -> None:
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
 
-    logits, labels = [], []
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.logits.append(outputs["logits"].float().cpu())
+        self.labels.append(batch[1].cpu())
 
-    class Collect(L.Callback):
-        def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-            logits.append(outputs["logits"].float().cpu())
-            labels.append(batch[1].cpu())
 
+def _test(network: Network, data: Any, folder: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """The logits, the labels, and the scores, computed by the Trainer as after training."""
+    collect = _Collect()
     single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    cfg = found.cfg.model_copy(update={"trainer": found.cfg.trainer.model_copy(update=single)})
-    trainer = run.make_trainer(precision.resolved(cfg), folder, [Collect()], [])
-    trainer.test(found.module, data, verbose=False)
-    return torch.cat(logits), torch.cat(labels), {k: float(v) for k, v in trainer.callback_metrics.items()}
-
-
-def _write(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+    cfg = network.cfg.model_copy(update={"trainer": network.cfg.trainer.model_copy(update=single)})
+    trainer = make_trainer(precision.resolved(cfg), folder, [collect], [])
+    trainer.test(network.module, data, verbose=False)
+    scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return torch.cat(collect.logits), torch.cat(collect.labels), scores

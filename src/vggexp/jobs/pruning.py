@@ -1,4 +1,4 @@
-"""Stops a trial whose val/acc shows that it is hopeless beside the others of its study."""
+"""Stops a trial whose val/acc is behind the others of its study."""
 
 import json
 from pathlib import Path
@@ -7,29 +7,37 @@ import lightning as L
 import optuna
 
 from vggexp.errors import Pruned
+from vggexp.runs import metrics
 
 
 class Pruning(L.Callback):
-    """Reports each epoch's val/acc to the study, and asks it.
+    """Reports each epoch's val/acc to the study, which may then prune the trial.
 
     Args:
-        trial: what the search has left in the run's folder.
+        trial: the file that the search wrote into the run's folder.
     """
 
     def __init__(self, trial: Path) -> None:
         content = json.loads(trial.read_text(encoding="utf-8"))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.load_study(study_name=content["study"], storage=content["storage"])
-        frozen = self.study.get_trials()[content["number"]]
-        self.trial = optuna.Trial(self.study, frozen._trial_id)
-        self.known = dict(frozen.intermediate_values)  # before the run was resumed
+        study = optuna.load_study(study_name=content["study"], storage=content["storage"])
+        self.trial, self.known = _trial(study, content["number"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        score = float(trainer.callback_metrics["val/acc"])
+        score = float(trainer.callback_metrics[metrics.OBJECTIVE])
         if epoch not in self.known:
             self.trial.report(score, epoch)
         if epoch < (trainer.max_epochs or epoch) and self.trial.should_prune():
-            raise Pruned(f"val/acc {score:.4f} after {epoch} epochs: behind the other trials")
+            raise Pruned(f"{metrics.OBJECTIVE} {score:.4f} after {epoch} epochs: behind the other trials")
+
+
+def _trial(study: optuna.Study, number: int) -> tuple[optuna.Trial, dict[int, float]]:
+    """A trial that another process has asked for, and the scores that it reported before it was resumed.
+
+    Only its private id makes a trial that can report: `Study.ask` would start a new one (Optuna 4.5 to 5.0).
+    """
+    frozen = study.get_trials()[number]
+    return optuna.Trial(study, frozen._trial_id), dict(frozen.intermediate_values)

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 def text(name: str, value: float | None) -> str:
     """A value as it is printed; a dash where there is none."""
-    return "–" if value is None else format(value, METRICS[name].format)
+    return "–" if value is None else format(value, METRICS.get(name, Metric(".4f")).format)
 
 
 def best(items: Iterable[T], score: Callable[[T], float | None], name: str = OBJECTIVE) -> T | None:
@@ -51,3 +51,9 @@ def best(items: Iterable[T], score: Callable[[T], float | None], name: str = OBJ
     sign = 1 if METRICS[name].higher_is_better else -1
     scored = [(item, value) for item in items if (value := score(item)) is not None and value == value]
     return max(scored, key=lambda pair: sign * pair[1], default=(None,))[0]
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """The scores among some names, those of SCORES first, in its order; others are a user's own metrics."""
+    scores = [name for name in names if name.startswith(("train/", "val/", "test/"))]
+    return sorted(scores, key=lambda name: SCORES.index(name) if name in SCORES else len(SCORES))

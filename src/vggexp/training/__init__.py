@@ -1,0 +1,8 @@
+"""What happens within a run?
+
+- `run`: prepares, fits and summarizes a run
+- `trainer`: Lightning's Trainer, as a config asks for it
+- `classifier`: the LightningModule: one step for three stages
+- `callbacks/`: what a run does besides learning
+- `muon`, `schedules`: an optimizer and the learning-rate schedules of this project
+"""

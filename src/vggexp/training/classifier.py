@@ -1,10 +1,10 @@
-"""The LightningModule: one step for three stages, exact means over samples, no synchronisation within a step.
+"""The LightningModule: one step for three stages, exact means over samples, no synchronization within a step.
 
-N images of a batch, C channels, S pixels, K classes.
+N images of a batch, C channels, S pixels on a side, K classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,34 +15,57 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from vggexp.config.instantiate import construct, network
+from vggexp.config.schema import Config
 from vggexp.errors import UserError
 from vggexp.models.layers import Mirrored
 from vggexp.system.seeds import DROPOUT, seed_at
+
+Spec = Mapping[str, Any]
+"""A `_target_` with its arguments."""
 
 
 class Classifier(L.LightningModule):
     """Trains and scores an image classifier by cross-entropy.
 
-    Its hyperparameters are plain Python values, so that a checkpoint explains itself.
-
     Args:
-        config: of the run, as `vggexp.config.schema.Config` dumps it.
-        classes: their names, by label.
+        net: (N, C, S, S) images in [0, 1] → (N, K) logits.
+        optimizer, scheduler: what to train with.
+        metrics: of torchmetrics, by name, that validation and test compute beside loss and accuracy.
+        seed: of dropout.
+        validates: the stage that validation scores, `val` or `test`.
+        label_smoothing: of the training loss.
+        test_time_flip: whether a prediction is the mean over an image and its mirror image.
+        max_steps: after which training ends, for the schedule.
+        compiled: whether the network is compiled.
+        about: what a checkpoint says of the run, as plain values.
     """
 
-    def __init__(self, config: dict[str, Any], classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        optimizer: Spec,
+        scheduler: Spec,
+        metrics: Mapping[str, Spec],
+        seed: int = 0,
+        validates: str = "val",
+        label_smoothing: float = 0.0,
+        test_time_flip: bool = False,
+        max_steps: int | None = None,
+        compiled: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters({"config": config, "classes": list(classes)}, logger=False)
-        self.config = config
-        self.validates = "test" if config["data"]["test_each_epoch"] else "val"
-        self.net: nn.Module = network(config["model"]).to(memory_format=torch.channels_last)
-        # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
+        self.net = net.to(memory_format=torch.channels_last)
+        self.optimizer, self.scheduler, self.seed, self.validates = optimizer, scheduler, seed, validates
+        self.label_smoothing, self.test_time_flip = label_smoothing, test_time_flip
+        self.max_steps, self.compiled, self.about = max_steps, compiled, about or {}
         self._sums: dict[str, dict[str, Tensor]] = {}
-        num_classes = config["model"]["num_classes"]
-        self.scores = nn.ModuleDict({f"{stage}_scores": _scores(num_classes) for stage in ("train", "val", "test")})
+        # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
+        more: dict[str, Spec] = {"train": {}, "val": dict(metrics), "test": dict(metrics)}
+        self.scores = nn.ModuleDict({f"{stage}_scores": _scores(specs) for stage, specs in more.items()})
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, S, S) images in [0, 1] → (N, K) logits."""
@@ -52,19 +75,22 @@ class Classifier(L.LightningModule):
     @property
     def predictor(self) -> nn.Module:
         """The network as it predicts."""
-        return Mirrored(self.net) if self.config["step"]["test_time_flip"] else self.net
+        return Mirrored(self.net) if self.test_time_flip else self.net
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
         """Returns the loss, (), and the logits, (N, K), without gradient."""
         images, labels = batch
         logits = self(images)
-        if len(labels) == 0:  # of a batch smaller than the number of processes, some get nothing
+        if len(labels) == 0:  # a batch smaller than the number of processes leaves some of them nothing
             return {"loss": logits.sum() * 0, "logits": logits.detach()}
-        smoothing = self.config["step"]["label_smoothing"] if stage == "train" else 0.0
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        scores = self._scores_of(stage)
-        scores["loss"].update(loss.detach(), len(labels))
-        scores["acc"].update(logits.detach(), labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing if stage == "train" else 0.0)
+        for name, score in self._scores_of(stage).items():
+            if name == "loss":
+                score.update(loss.detach() * len(labels), len(labels))
+            elif name == "acc":
+                score.update((logits.detach().argmax(1) == labels).sum(), len(labels))
+            else:
+                score.update(logits.detach().float(), labels)
         return {"loss": loss, "logits": logits.detach()}
 
     def _finish(self, stage: str) -> None:
@@ -78,12 +104,10 @@ class Classifier(L.LightningModule):
         return scores
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Makes dropout a function of (seed, process, epoch, batch), so that a resumed run draws what it would have."""
-        if self.config["trainer"]["compile"] is not None:
-            # what the last step's CUDA graphs have returned is no longer needed
+        """Makes dropout a function of (seed, process, epoch, batch), so that a resumed run draws the same."""
+        if self.compiled:  # what the last step's CUDA graphs returned is no longer needed
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        trainer = self.trainer
-        seed = seed_at(self.config["seed"], DROPOUT, trainer.global_rank, trainer.current_epoch, batch_idx)
+        seed = seed_at(self.seed, DROPOUT, self.trainer.global_rank, self.trainer.current_epoch, batch_idx)
         # torch.manual_seed would also note each call, with its stack, for a GPU that is not in use
         generator = torch.default_generator if self.device.type == "cpu" else torch.get_device_module(self.device)
         generator.manual_seed(seed)
@@ -112,71 +136,93 @@ class Classifier(L.LightningModule):
         self._finish("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = construct(Optimizer, self.config["optimizer"], self.parameters())
-        steps = min(self.trainer.estimated_stepping_batches, self.config["trainer"]["max_steps"] or math.inf)
-        scheduler = construct(LRScheduler, self.config["scheduler"], optimizer, int(steps))
+        optimizer = construct(Optimizer, self.optimizer, self.net.named_parameters())
+        steps = min(self.trainer.estimated_stepping_batches, self.max_steps or math.inf)
+        scheduler = construct(LRScheduler, self.scheduler, optimizer, int(steps))
         if scheduler is None:
             return optimizer  # type: ignore[no-any-return]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what `auto` has meant for the precision, and each process's sums behind train/loss and train/acc."""
-        checkpoint["precision"] = self.trainer.precision
+        """Adds what the checkpoint is about, and each process's sums behind train/loss and train/acc."""
+        checkpoint |= {**self.about, "precision": self.trainer.precision}
         if "optimizer_states" in checkpoint:
-            world = self.trainer.world_size
             checkpoint["train_sums"] = {
-                name: {key: _gathered(self, value, world) for key, value in metric.metric_state.items()}
-                for name, metric in self._scores_of("train").items()
+                name: {key: _gathered(self, value) for key, value in score.metric_state.items()}
+                for name, score in self._scores_of("train").items()
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._sums = checkpoint.get("train_sums", {})
         for scheduler in checkpoint.get("lr_schedulers", ()):
             for key in ("total_steps", "_schedule_phases"):
-                scheduler.pop(key, None)  # of OneCycleLR: a longer run has more
+                scheduler.pop(key, None)  # a longer run has more of OneCycleLR's
 
     def on_train_start(self) -> None:
-        """
-        Raises:
-            UserError: the run goes on with another number of processes.
-        """
+        """Restores the sums of the epoch that is resumed, for as many processes as it had."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         for name, states in self._sums.items():
-            metric = self._scores_of("train")[name]
-            for key, rows in states.items():
-                if len(rows) != world:
-                    raise UserError(
-                        f"trainer.devices: the run had {len(rows)} processes, now there are {world}; "
-                        "resume it with as many"
-                    )
-                setattr(metric, key, rows[rank].to(metric.device))
-            metric._update_count = 1  # else torchmetrics warns that nothing has been added
+            if (before := len(states["count"])) != world:
+                raise UserError(
+                    f"trainer.devices: the run had {before} processes, now there are {world}; resume it with as many"
+                )
+            score = self._scores_of("train")[name]
+            score.update(*(states[key][rank].to(self.device) for key in ("total", "count")))
 
 
-def _gathered(module: L.LightningModule, value: Any, processes: int) -> Tensor:
+def from_config(cfg: Config, dimensions: Mapping[str, int], classes: Sequence[str]) -> Classifier:
+    """The module of a run.
+
+    Args:
+        dimensions: of the data: `image_size`, `in_channels` and `num_classes`.
+        classes: their names, by label.
+    """
+    return Classifier(
+        network(cfg.model.spec(), dimensions),
+        optimizer=cfg.optimizer.spec(),
+        scheduler=cfg.scheduler.spec(),
+        metrics={name: metric.spec() for name, metric in cfg.metrics.items()},
+        seed=cfg.seed,
+        validates="test" if cfg.data.test_each_epoch else "val",
+        label_smoothing=cfg.step.label_smoothing,
+        test_time_flip=cfg.step.test_time_flip,
+        max_steps=cfg.trainer.max_steps,
+        compiled=cfg.trainer.compile is not None,
+        about={
+            "config": cfg.model_dump(by_alias=True),
+            "classes": list(classes),
+            "dimensions": dict(dimensions),
+        },
+    )
+
+
+def _gathered(module: L.LightningModule, value: Any) -> Tensor:
     """(...) of each process → (processes, ...) on the CPU."""
     gathered = module.all_gather(value)
     assert isinstance(gathered, Tensor)
-    return gathered.reshape(processes, *value.shape).cpu()
+    return gathered.reshape(module.trainer.world_size, *value.shape).cpu()
 
 
-class SampleMean(Metric):
-    """Exact mean over samples of what comes as means over batches.
+class Average(Metric):
+    """An exact mean over samples, from sums over batches.
 
     torchmetrics' MeanMetric either looks for NaN, which stops the device at each step, or loses its weights.
+
+    Args:
+        dtype: of the sum.
     """
 
     total: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0, dtype=dtype), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, mean: Tensor, count: int) -> None:
-        """Takes a batch's mean, () float32, and its number of samples."""
-        self.total += mean * count
+    def update(self, total: Tensor, count: Tensor | int) -> None:
+        """Adds a batch's sum, (), and its number of samples."""
+        self.total += total
         self.count += count
 
     def compute(self) -> Tensor:
@@ -184,6 +230,6 @@ class SampleMean(Metric):
         return self.total / self.count
 
 
-def _scores(num_classes: int) -> MetricCollection:
-    accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)  # checking would stop too
-    return MetricCollection({"loss": SampleMean(), "acc": accuracy}, compute_groups=False)
+def _scores(more: Mapping[str, Spec]) -> MetricCollection:
+    own: dict[str, Metric] = {"loss": Average(torch.float32), "acc": Average(torch.int64)}
+    return MetricCollection(own | {name: construct(Metric, spec) for name, spec in more.items()}, compute_groups=False)

@@ -3,7 +3,7 @@
 Every direction of a matrix then moves as far as every other, not only the few that gradients favour.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from vggexp.system.hardware import multiplies_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the Newton-Schulz iteration, by Jordan: five steps bring all singular values to between 0.7 and 1.2, about."""
+"""Jordan's, of the Newton-Schulz iteration: five steps bring all singular values to about 0.7 to 1.2."""
 
 
 class Muon(Optimizer):
@@ -22,34 +22,43 @@ class Muon(Optimizer):
     A convolution's weight counts as the matrix of its output channels by all that each of them sums over.
 
     Args:
-        params: of a network, in the order of its layers.
+        params: names and parameters of a network, in the order of its layers.
         lr: how far a step moves a matrix, measured by its spectral norm.
         momentum: Nesterov's, of the matrices' gradients.
         weight_decay: of the matrices; decoupled: a step shrinks them by lr × weight_decay.
+        sgd_layers: the layers whose weights SGD trains, by name; None: the first and the last layer with weights.
         sgd_lr, sgd_momentum, sgd_weight_decay: of the rest; biases and norms do not decay.
+
+    Raises:
+        ValueError: there is no layer of such a name.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[tuple[str, Tensor]],
         lr: float = 0.03,
         momentum: float = 0.6,
         weight_decay: float = 0.05,
+        sgd_layers: Sequence[str] | None = None,
         sgd_lr: float = 0.1,
         sgd_momentum: float = 0.9,
         sgd_weight_decay: float = 5e-4,
     ) -> None:
-        params = list(params)
-        weights = [parameter for parameter in params if parameter.ndim > 1]
-        inner, outer = weights[1:-1], [*weights[:1], *weights[1:][-1:]]
-        vectors = [parameter for parameter in params if parameter.ndim <= 1]
+        named = dict(params)
+        weights = [name for name, parameter in named.items() if parameter.ndim > 1]
+        layers = [*weights[:1], *weights[1:][-1:]] if sgd_layers is None else sgd_layers
+        outer = [name for name in weights if any(f"{name}.".startswith(f"{layer}.") for layer in layers)]
+        if unknown := [layer for layer in layers if not any(f"{name}.".startswith(f"{layer}.") for name in outer)]:
+            raise ValueError(f"sgd_layers={unknown[0]}: is not a layer with weights; these are {', '.join(weights)}")
+        inner = [name for name in weights if name not in outer]
+        vectors = [name for name, parameter in named.items() if parameter.ndim <= 1]
         sgd = {"lr": sgd_lr, "momentum": sgd_momentum, "orthogonal": False}
-        groups = [
-            {"params": inner, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True},
-            {"params": outer, "weight_decay": sgd_weight_decay, **sgd},
-            {"params": vectors, "weight_decay": 0.0, **sgd},
+        options: list[tuple[list[str], dict[str, Any]]] = [
+            (inner, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True}),
+            (outer, {"weight_decay": sgd_weight_decay, **sgd}),
+            (vectors, {"weight_decay": 0.0, **sgd}),
         ]
-        super().__init__([group for group in groups if group["params"]], {})
+        super().__init__([{"params": [(n, named[n]) for n in names], **own} for names, own in options if names], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

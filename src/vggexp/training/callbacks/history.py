@@ -1,22 +1,17 @@
-"""Each epoch's scores, kept for the result and printed in one line."""
+"""Each epoch's scores: kept for the result, printed in one line, and compared to find the best epoch."""
 
 from typing import Any
 
 import lightning as L
-from rich.console import Console
+from rich import get_console
 
-SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+from vggexp.runs import metrics
 
 
 class History(L.Callback):
-    """Closes an epoch when the next begins or training ends: only then have all its scores been logged.
+    """Closes an epoch when the next begins or training ends: only then have all its scores been logged."""
 
-    Args:
-        console: gets the lines.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
         self._validated = False
 
@@ -37,25 +32,40 @@ class History(L.Callback):
         self._close(trainer)
 
     def _close(self, trainer: L.Trainer) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        names = [name for name in SCORES if name.startswith("train/") or self._validated]
-        self.epochs.append({name: metrics[name] for name in names if name in metrics})
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        scores = [name for name in metrics.ordered(logged) if name.startswith("train/") or self._validated]
+        self.epochs.append({name: logged[name] for name in scores})
         self._validated = False
         if trainer.is_global_zero:
-            text = "  ".join(f"{name} {value:.4f}" for name, value in self.epochs[-1].items())
-            speed = f"{metrics['images_per_second']:,.0f} images/s"
-            self.console.print(f"epoch {len(self.epochs)}/{trainer.max_epochs}  {text}  {speed}", soft_wrap=True)
+            text = "  ".join(f"{name} {metrics.text(name, value)}" for name, value in self.epochs[-1].items())
+            speed = f"{metrics.text('images_per_second', logged['images_per_second'])} images/s"
+            # on the console of the progress bar, so that the line appears above it
+            get_console().print(
+                f"epoch {len(self.epochs)}/{trainer.max_epochs}  {text}  {speed}",
+                soft_wrap=True,
+                markup=False,
+                highlight=False,
+            )
+
+    def improves(self, score: float) -> bool:
+        """Whether a val/acc is better than that of every earlier epoch."""
+        scores = [*(epoch.get(metrics.OBJECTIVE) for epoch in self.epochs), score]
+        return metrics.best(range(len(scores)), scores.__getitem__) == len(scores) - 1
+
+    @property
+    def validated(self) -> bool:
+        """Whether any epoch has a val/acc."""
+        return any(metrics.OBJECTIVE in epoch for epoch in self.epochs)
 
     @property
     def best_epoch(self) -> int | None:
-        """The first with the highest val/acc, counted from 1; without validation the last; None if there was none."""
-        validated = [n for n, epoch in enumerate(self.epochs, start=1) if "val/acc" in epoch]
-        if not validated:
-            return len(self.epochs) or None
-        return max(validated, key=lambda n: (self.epochs[n - 1]["val/acc"], -n))
+        """The first with the best val/acc, counted from 1; without validation the last; None if there was none."""
+        numbered = list(enumerate(self.epochs, start=1))
+        best = metrics.best(numbered, lambda epoch: epoch[1].get(metrics.OBJECTIVE))
+        return best[0] if best else len(self.epochs) or None
 
     def results(self) -> dict[str, float]:
-        """The last epoch's scores, but for val/ those of the best."""
+        """The last epoch's scores, except that those of validation are the best epoch's."""
         if self.best_epoch is None:
             return {}
         best = {name: value for name, value in self.epochs[self.best_epoch - 1].items() if name.startswith("val/")}

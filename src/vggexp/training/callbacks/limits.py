@@ -1,4 +1,4 @@
-"""Where training ends before its epochs do: after so many steps, or at a loss that is not a number."""
+"""Ends training before its epochs do: after so many steps, or at a loss that is not finite."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from vggexp.errors import NON_FINITE, UserError
 class MaxSteps(L.Callback):
     """Ends training after so many optimizer steps; the epoch that is cut short is validated, too.
 
-    Lightning's own `max_steps` would count epochs otherwise and could not go on between two of them.
+    Lightning's own `max_steps` would count epochs differently and could not resume between two of them.
     """
 
     def __init__(self, steps: int) -> None:
@@ -26,21 +26,25 @@ class MaxSteps(L.Callback):
 class FiniteLoss(L.Callback):
     """Ends the run before a loss that is infinite or not a number can reach the weights.
 
-    On a GPU the device itself leaves out the optimizer's step, where the optimizer is fused, and the loss is looked at
-    when the next one has been queued: neither ever waits for the other.
+    On a GPU with a fused optimizer, the device itself skips the optimizer's step, and the loss is checked when the next
+    one has been queued: neither ever waits for the other.
     """
 
     def __init__(self) -> None:
         self._broken: Tensor | None = None
         self._late = False
+        self._batch = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._late = self._may_be_late(trainer)
 
     def _may_be_late(self, trainer: L.Trainer) -> bool:
-        """Whether the device can leave out a step; in 16-mixed the loss's scale has taken the means to say so."""
+        """Whether the device can skip a step; in 16-mixed, the scaling of the loss already uses this mechanism."""
         fused = trainer.optimizers[0].param_groups[0].get("fused")
         return trainer.strategy.root_device.type == "cuda" and bool(fused) and trainer.precision != "16-mixed"
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._batch = batch_idx + 1
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         self._check()
@@ -48,7 +52,7 @@ class FiniteLoss(L.Callback):
         if trainer.world_size > 1:
             broken = trainer.strategy.reduce(broken, reduce_op="max")  # all processes end together
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._place = (trainer.current_epoch + 1, trainer.fit_loop.epoch_loop.batch_idx + 1, lr)
+        self._where = (trainer.current_epoch + 1, self._batch, lr)
         self._broken, self._event = broken, None
         if broken.is_cuda:
             self._broken = torch.empty((), pin_memory=True).copy_(broken, non_blocking=True)
@@ -70,14 +74,14 @@ class FiniteLoss(L.Callback):
         self._check()
 
     def _check(self) -> None:
-        """Looks at the last loss, once."""
+        """Checks the last loss, once."""
         broken, self._broken = self._broken, None
         if broken is None:
             return
         if self._event is not None:
             self._event.synchronize()
         if broken:
-            epoch, batch, lr = self._place
+            epoch, batch, lr = self._where
             raise UserError(
                 f"train/loss: not finite in epoch {epoch}, batch {batch}, at lr {lr:g}; the weights before it are "
                 "kept; try a smaller optimizer.lr, scheduler=onecycle or trainer.gradient_clip_val=1",

@@ -1,4 +1,4 @@
-"""When a run saves, and where in it: only at places from which it can go on as if it had never stopped."""
+"""When a run saves: only at points from which it can resume as if it had never stopped."""
 
 import time
 from collections.abc import Callable
@@ -9,39 +9,42 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from vggexp.checkpoints import io as store
 from vggexp.inspection.csvlog import CSVLogger
+from vggexp.runs import layout, metrics
 from vggexp.system.signals import Interrupted, Signals
+from vggexp.training.callbacks.history import History
 
-Place = Literal["batch", "epoch", "validation"]
-"""After a batch that is not its epoch's last; between epochs, or behind the last; before validation."""
+Point = Literal["batch", "epoch", "validation"]
+"""After a batch that is not its epoch's last; between epochs, or after the last; before validation."""
 
 
 class Saver(Checkpoint):
     """Writes `last.ckpt` between epochs, every so many seconds and when a signal comes; `best.ckpt` by val/acc.
 
-    A signal ends the run at the next of its places. With several processes, all save and end at the same one.
+    A signal ends the run at the next of these points. With several processes, all save and end at the same one.
 
     Args:
         run: its folder.
         every_n_seconds: how much work may be lost at most.
         signals: that end the run.
-        seconds: how long the run has lasted so far, here.
+        history: that knows whether an epoch is the best.
+        seconds: how long the run has lasted in this process.
     """
 
-    def __init__(self, run: Path, every_n_seconds: float, signals: Signals, seconds: Callable[[], float]) -> None:
-        self.folder = store.folder(run)
-        self.every_n_seconds, self.signals = every_n_seconds, signals
+    def __init__(
+        self, run: Path, every_n_seconds: float, signals: Signals, history: History, seconds: Callable[[], float]
+    ) -> None:
+        self.run, self.every_n_seconds, self.signals = run, every_n_seconds, signals
+        self.history = history
         self._here, self._before = seconds, 0.0
-        self.best: float | None = None
-        self.place: Place = "epoch"
+        self.point: Point = "epoch"
         self._stopped = False
-        self._saved: tuple[Place, int] = ("epoch", 0)
+        self._saved: tuple[Point, int] = ("epoch", 0)
 
     @property
     def best_path(self) -> Path | None:
-        """Of the checkpoint with the highest val/acc."""
-        return None if self.best is None else self.folder / store.BEST
+        """The checkpoint with the best val/acc."""
+        return layout.checkpoint(self.run, layout.BEST) if self.history.validated else None
 
     @property
     def seconds(self) -> float:
@@ -74,10 +77,9 @@ class Saver(Checkpoint):
             self._stop(asked)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        score = trainer.callback_metrics.get("val/acc")
-        if score is not None and not trainer.sanity_checking and (self.best is None or float(score) > self.best):
-            self.best = float(score)
-            trainer.save_checkpoint(self.folder / store.BEST, weights_only=True)
+        score = trainer.callback_metrics.get(metrics.OBJECTIVE)
+        if score is not None and not trainer.sanity_checking and self.history.improves(float(score)):
+            trainer.save_checkpoint(layout.checkpoint(self.run, layout.BEST), weights_only=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer, "epoch")
@@ -105,33 +107,33 @@ class Saver(Checkpoint):
         if asked > 1:
             raise Interrupted(asked)
 
-    def _save(self, trainer: L.Trainer, place: Place) -> None:
-        if (place, trainer.global_step) == self._saved:
+    def _save(self, trainer: L.Trainer, point: Point) -> None:
+        if (point, trainer.global_step) == self._saved:
             return
         for logger in trainer.loggers:
             logger.sync() if isinstance(logger, CSVLogger) else logger.save()
-        self.place, self._stopped = place, trainer.should_stop
-        trainer.save_checkpoint(self.folder / store.LAST, weights_only=False)
-        self._saved, self._saved_at = (place, trainer.global_step), time.monotonic()
+        self.point, self._stopped = point, trainer.should_stop
+        trainer.save_checkpoint(layout.checkpoint(self.run, layout.LAST), weights_only=False)
+        self._saved, self._saved_at = (point, trainer.global_step), time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "place": self.place, "stopped": self._stopped, "seconds": self.seconds}
+        return {"point": self.point, "stopped": self._stopped, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self._before = state_dict["best"], state_dict["seconds"]
+        self._before = state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Brings Lightning's counters to where the run goes on: it saves in hooks between two of their steps."""
+        """Sets Lightning's counters to where the run will resume: it saves in hooks between two of their steps."""
         loops = checkpoint["loops"]["fit_loop"]
         epochs, validation = loops["epoch_progress"], loops["epoch_loop.val_loop.batch_progress"]
         for counter in ("total", "current"):
-            if self.place == "epoch":
+            if self.point == "epoch":
                 epochs[counter] |= dict.fromkeys(epochs[counter], epochs[counter]["processed"])
-            begun = int(self.place == "validation")
+            begun = int(self.point == "validation")
             validation[counter] = {"ready": begun, "started": begun, "processed": 0, "completed": 0}
-        checkpoint["first_step"] = trainer.global_step - (self.place == "validation")
+        checkpoint["first_step"] = trainer.global_step - (self.point == "validation")
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["callbacks"][self.state_key]
-        self._saved = (state["place"], checkpoint["global_step"])
+        self._saved = (state["point"], checkpoint["global_step"])
         trainer.should_stop = state["stopped"]

@@ -20,7 +20,7 @@ class Throughput(L.Callback):
 
     @property
     def images_per_second(self) -> float | None:
-        """Over the whole run; None before the first epoch has ended."""
+        """The mean over the whole run; None before the first epoch has ended."""
         return self.images / self.seconds if self.seconds else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""vggexp export run=PATH [KEY=VALUE ...]
+
+Writes a finished network in forms that other programs read.
+
+  run       a run folder, a checkpoint file, or last: the newest run under outputs/
+  formats   of onnx, torch and safetensors, those wanted, between commas (default: all)
+  input     raw: (N, 28, 28) uint8 images, the resize is part of the network (default);
+            tensor: (N, 1, S, S) float32 images in [0, 1], already of the network's size
+  output    a folder (default: export/ in the run's folder)
+  data.*    where the data lie now, e.g. data.root=FOLDER
+
+All give logits, (N, 10), for any N. model.onnx runs in onnxruntime, model.pt2 in torch.export, model.safetensors holds
+the bare weights, with the model's config in its metadata. The ONNX file is run on test images and is only kept if its
+logits are within 1e-4 of the network's.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from vggexp.commands import options
+from vggexp.errors import UserError
+from vggexp.inference import load
+from vggexp.runs import layout
+from vggexp.system import terminal
+
+
+class Export(options.Options):
+    run: str
+    formats: Annotated[
+        list[Literal["onnx", "torch", "safetensors"]],
+        Field(min_length=1),
+        BeforeValidator(lambda text: text.split(",")),
+    ] = Field(default_factory=lambda: ["onnx", "torch", "safetensors"])
+    input: Literal["raw", "tensor"] = "raw"
+    output: Path | None = None
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit code."""
+    given, overrides = options.parse(Export, args, load.OVERRIDABLE)
+    network = load.load(given.run, overrides)
+    folder = given.output or network.folder / layout.EXPORT
+    from vggexp.inference.export import FILES, TEST_IMAGES, export
+
+    try:
+        with options.output(folder):
+            differences = export(network, folder, given.formats, given.input)
+    except ImportError as error:
+        raise UserError(f"formats: {error.name} is not installed: pip install 'vggexp[export]'", 1) from error
+    rows = []
+    for name, difference in differences.items():
+        path = folder / FILES[name]
+        rows.append([path, f"{path.stat().st_size / 2**20:.1f} MiB", f"{difference:.1e}"])
+    header = ("file", "size", f"largest difference of the logits of {TEST_IMAGES} test images")
+    terminal.console().print(terminal.table(header, rows))
+    return 0

@@ -1,0 +1,121 @@
+"""vggexp predict run=PATH input=FILES [KEY=VALUE ...]
+
+Names what pictures show.
+
+  run         a run folder, a checkpoint file, or last: the newest run under outputs/
+  input       PNG and JPEG files of any size, a folder of them, or an IDX file; several between commas, or a pattern
+  invert      true for dark things on light ground (default: false). Fashion-MNIST shows light things on black, and a
+              photograph on a white wall is nothing that the network has ever seen.
+  format      table, csv or json (default: table, or what the ending of output says)
+  output      a file for the predictions (default: the terminal)
+  batch_size  pictures at a time (default: 256)
+  device      auto, cpu, cuda or mps (default: auto)
+
+Colours become grey by their luma; a picture that is not square is padded with black, and every picture is brought to
+28×28 pixels, as the training images, before it is enlarged for the network. A file that cannot be read is named and
+left out; the exit code is then 1.
+"""
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+from pydantic import Field
+from rich.console import Console
+from rich.progress import track
+
+from vggexp.commands import options
+from vggexp.data import pictures
+from vggexp.errors import UserError
+from vggexp.inference import load
+from vggexp.system import hardware, terminal
+
+if TYPE_CHECKING:
+    import torch
+
+    from vggexp.inference.predict import Prediction
+
+Format = Literal["table", "csv", "json"]
+
+
+class Predict(options.Options):
+    run: str
+    input: str
+    invert: bool = False
+    format: Format | None = None
+    output: Path | None = None
+    batch_size: int = Field(default=256, ge=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit code: 1 if a file could not be read."""
+    console = terminal.console(stderr=True)
+    refused: list[Path] = []
+
+    def refuse(path: Path, reason: str) -> None:
+        refused.append(path)
+        console.print(f"vggexp: {path}: {reason}; left out", soft_wrap=True)
+
+    given, overrides = options.parse(Predict, args, ("allowed_packages",))
+    paths = pictures.files(given.input)
+    network = load.load(given.run, overrides)
+    from vggexp.inference.predict import predict
+
+    images = pictures.read(_with_progress(paths, console), given.invert, refuse)
+    predictions = predict(network, images, given.batch_size, _device(given.device))
+    suffix = given.output.suffix[1:] if given.output else ""
+    form: Format = given.format or (suffix if suffix in ("csv", "json") else "table")  # type: ignore[assignment]
+    with contextlib.ExitStack() as stack:
+        file: IO[str] = sys.stdout
+        if given.output:
+            stack.enter_context(options.output(given.output.parent))
+            file = stack.enter_context(open(given.output, "w", newline="", encoding="utf-8"))
+        _write(predictions, network.classes, form, file)
+    if refused:
+        print(f"vggexp: {len(refused)} of {len(paths)} files could not be read", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: Format, file: IO[str]) -> None:
+    ranked = ((name, row, sorted(range(len(row)), key=row.__getitem__, reverse=True)) for name, row in predictions)
+    if form == "csv":
+        writer = csv.writer(file)
+        writer.writerow(["file", "class", "probability", *classes])
+        writer.writerows([name, classes[best[0]], row[best[0]], *row] for name, row, best in ranked)
+    elif form == "json":
+        separator = "["
+        for name, row, best in ranked:
+            line = {
+                "file": name,
+                "class": classes[best[0]],
+                "probability": row[best[0]],
+                "probabilities": dict(zip(classes, row, strict=True)),
+            }
+            file.write(f"{separator}\n{json.dumps(line)}")
+            separator = ","
+        file.write("\n]\n" if separator == "," else "[]\n")
+    else:
+        rows = []
+        for name, row, best in ranked:
+            others = [f"{classes[n]} {row[n]:.1%}" for n in best[1:3]]
+            rows.append([name, classes[best[0]], f"{row[best[0]]:.1%}", *others])
+        table = terminal.table(("file", "class", "probability", "next", "after"), rows, left=2)
+        width = None if file.isatty() else terminal.WIDTH
+        Console(file=file, highlight=False, markup=False, width=width).print(table)
+
+
+def _with_progress(paths: list[Path], console: Console) -> Iterable[Path]:
+    """The paths, with a progress bar on a terminal."""
+    return track(paths, "reading", console=console, disable=len(paths) < 2 or not console.is_terminal)
+
+
+def _device(name: str) -> "torch.device":
+    device = hardware.device(name)
+    if name not in ("auto", device.type):
+        raise UserError(f"device={name}: is not available here; set device=auto")
+    return device
