@@ -23,7 +23,7 @@ ALEXNET_SMALLEST = 65
 def vgg_blocks(
     arch: str, blocks: Sequence[Sequence[int]] | None
 ) -> tuple[Sequence[Sequence[int | str]], Sequence[int]]:
-    """The kernel sizes and the channels of each block: of a column of table 1, or of `blocks` where they are given.
+    """The kernel sizes and the channels of each block, from `blocks` or, without them, from a column of table 1.
 
     Raises:
         ValueError: there is no such column.
@@ -36,18 +36,12 @@ def vgg_blocks(
 
 
 def check_vgg(arch: str, blocks: Sequence[Sequence[int]] | None, ratio: int, hidden: int) -> None:
-    """
-    Raises:
-        ValueError: a value does not fit; the message begins with its key.
-    """
+    """Raises a ValueError that begins with the key whose value is out of range."""
     _check_ratio(ratio, [*vgg_blocks(arch, blocks)[1], hidden])
 
 
 def check_alexnet(ratio: int) -> None:
-    """
-    Raises:
-        ValueError: the ratio does not fit; the message begins with its key.
-    """
+    """Raises a ValueError that begins with `ratio` where it is out of range."""
     _check_ratio(ratio, [*ALEXNET_CHANNELS, ALEXNET_HIDDEN])
 
 
@@ -56,8 +50,14 @@ def smallest_vgg_image(arch: str, blocks: Sequence[Sequence[int]] | None) -> int
     return int(2 ** len(vgg_blocks(arch, blocks)[1]))
 
 
+def check_image_size(image_size: int, smallest: int) -> None:
+    """Raises a ValueError, whose message begins with the key, for images that are too small for a network."""
+    if image_size < smallest:
+        raise ValueError(f"image_size={image_size}: too small for this network; it must be at least {smallest}")
+
+
 def _check_ratio(ratio: int, widths: Sequence[int]) -> None:
     widest = math.gcd(*widths)
     if ratio < 1 or widest % ratio:
         divisors = ", ".join(str(n) for n in range(1, widest + 1) if widest % n == 0)
-        raise ValueError(f"ratio={ratio}: must divide all channels and hidden units; it is one of {divisors}")
+        raise ValueError(f"ratio={ratio}: must divide all channels and hidden units; use one of {divisors}")
