@@ -86,6 +86,7 @@ def watched(trainer: L.Trainer, net: nn.Module, layers: Mapping[str, nn.Module])
     training = net.training
     net.eval()
     try:
+        # layer by layer, else a CPU would run several at once, and some outputs would never exist
         with trainer.precision_plugin.forward_context(), layer_by_layer(net) if layers else nullcontext():
             yield outputs
     finally:
