@@ -12,7 +12,6 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from vggexp.report.collect import PROGRESS, Group, Report, number_first, spread
 from vggexp.runs import read as runs
-from vggexp.runs.read import Run
 
 NAMED = 10
 """Groups that have a color and a name in a figure, the best; the others are gray."""
@@ -101,7 +100,7 @@ def _heatmap(report: Report) -> Figure | None:
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             here = [g for g in report.groups if [runs.text(g.values[axis]) for axis in both] == [column, row]]
-            found: list[Run] = [run for group in here for run in group.runs]
+            found = [run for group in here for run in group.runs]
             if (value := Group({}, found).spread(report.objective)) is not None:
                 table[y, x] = value.mean
     figure = Figure(figsize=(2.2 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained")
