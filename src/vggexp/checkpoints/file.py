@@ -1,4 +1,4 @@
-"""The files of weights: ours are written with a checksum; any is read without running or unpacking what it holds."""
+"""Weights files: ours are written with a checksum, and any is read without running or unpacking what it holds."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ import torch
 from vggexp.errors import UserError
 
 MARK = b"vggexp-sha256:"
-"""Behind it stand the 64 hexadecimal digits of the checksum; together they are the last bytes of a file of ours."""
+"""The 64 hexadecimal digits of the checksum follow it; together they are the last bytes of our files."""
 
 TRAILER = len(MARK) + 64
 LARGEST_PICKLE = 2**26
@@ -24,10 +24,10 @@ CHUNK = 2**24
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint with its checksum onto the disk and reads it again.
+    """Writes a checkpoint and its checksum to the disk and verifies it by reading it again.
 
     Raises:
-        OSError: it could not be written, or what can be read is not what was written.
+        OSError: it could not be written, or the disk returns other bytes than were written.
     """
     with open(path, "wb") as file:
         sink = _Sink(file)
@@ -39,9 +39,9 @@ def write(content: dict[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what is read below is what the disk has
-    if (found := damage(path)) is not None:
-        raise OSError(None, f"what was written could not be read again: {found}")
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that `damage` reads the disk's bytes
+    if (problem := damage(path)) is not None:
+        raise OSError(None, f"what was written could not be read again: {problem}")
 
 
 class _Sink(io.RawIOBase):
@@ -63,11 +63,11 @@ class _Sink(io.RawIOBase):
             raise
 
 
-def damage(path: Path, demand: bool = True) -> str | None:
-    """What is wrong with a file; None if it is whole.
+def damage(path: Path, needs_checksum: bool = True) -> str | None:
+    """What is wrong with a file; None if it is intact.
 
     Args:
-        demand: whether it must carry a checksum, as all of ours do.
+        needs_checksum: whether it must carry one, as all of ours do.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -76,7 +76,7 @@ def damage(path: Path, demand: bool = True) -> str | None:
         file.seek(max(0, size - TRAILER))
         trailer = file.read()
         if not trailer.startswith(MARK):
-            return "is cut short, or no checkpoint of this project" if demand else None
+            return "is cut short or not a checkpoint of vggexp" if needs_checksum else None
         file.seek(0)
         sha256, left = hashlib.sha256(), size - TRAILER
         while left and (chunk := file.read(min(CHUNK, left))):
@@ -92,30 +92,30 @@ def read(path: Path, key: str) -> dict[str, Any]:
         key: the config key that named the file, for the message.
 
     Raises:
-        UserError: there is no such file, or it is none of these, or it is damaged.
+        UserError: the file does not exist, is damaged or is none of these.
     """
-    place = f"{key}={path}"
+    label = f"{key}={path}"
     if "://" in str(path) or str(path).startswith(("http:/", "https:/", "s3:/", "gs:/")):
-        raise UserError(f"{place}: is a URL; download the file first and name it")
+        raise UserError(f"{label}: is a URL; download the file first and use its path")
     if not path.is_file():
-        raise UserError(f"{place}: no such file")
+        raise UserError(f"{label}: no such file")
     try:
-        if (found := damage(path, demand=False)) is not None:
-            raise UserError(f"{place}: {found}; name an intact file")
+        if (problem := damage(path, needs_checksum=False)) is not None:
+            raise UserError(f"{label}: {problem}; use an intact file")
         if path.suffix == ".safetensors":
-            return _read_safetensors(path, place)
-        _refuse_tricks(path, place)
+            return _read_safetensors(path, label)
+        _refuse_tricks(path, label)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
-            raise UserError(f"{place}: holds no state dict but a {type(content).__name__}")
-        _refuse_blown_up(content, path.stat().st_size, place)
+            raise UserError(f"{label}: holds a {type(content).__name__} instead of a state dict; use a file of weights")
+        _refuse_blown_up(content, path.stat().st_size, label)
     except pickle.UnpicklingError as error:
-        reason = "holds more than weights and plain values" if "Weights only" in str(error) else "is no file of weights"
-        raise UserError(f"{place}: {reason}; only files that torch.load(weights_only=True) reads are let in") from error
+        reason = "holds more than weights and plain values" if "Weights only" in str(error) else "is not a weights file"
+        raise UserError(f"{label}: {reason}; use a file that torch.load(weights_only=True) can read") from error
     except OSError as error:
-        raise UserError(f"{place}: {error.strerror or 'is damaged'}; name an intact file") from error
+        raise UserError(f"{label}: {error.strerror or 'is damaged'}; use an intact file") from error
     except _FAULTS as error:
-        raise UserError(f"{place}: is damaged or no file of weights; name an intact one") from error
+        raise UserError(f"{label}: is damaged or not a weights file; use an intact one") from error
     return content
 
 
@@ -123,33 +123,33 @@ _FAULTS = (
     *(EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ImportError),
     *(struct.error, zipfile.BadZipFile),
 )
-"""What torch.load raises on bytes that are no file of weights."""
+"""What torch.load raises on bytes that are not a weights file."""
 
 
-def _refuse_tricks(path: Path, place: str) -> None:
-    """A zip archive that claims more than it holds is refused before anything of it is unpacked."""
+def _refuse_tricks(path: Path, label: str) -> None:
+    """Refuses a zip archive that claims more than it holds, before anything is unpacked."""
     if not zipfile.is_zipfile(path):
         return  # torch's older format, whose storages cannot be larger than the file
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise UserError(f"{place}: holds packed data, which no file of weights does; name another")
+        raise UserError(f"{label}: holds compressed data, which a weights file never does; use another file")
     if sum(entry.file_size for entry in entries) > path.stat().st_size or max(pickles, default=0) > LARGEST_PICKLE:
-        raise UserError(f"{place}: claims to hold more than its size allows; name another file")
+        raise UserError(f"{label}: claims to hold more than its size allows; use another file")
 
 
-def _refuse_blown_up(content: Any, size: int, place: str) -> None:
-    """A small file may stand for a huge tree or huge tensors by naming the same part again and again."""
+def _refuse_blown_up(content: Any, size: int, label: str) -> None:
+    """Refuses a small file that stands for a huge tree or huge tensors by repeating the same part."""
     for number, leaf in enumerate(_leaves(content)):
         if isinstance(leaf, torch.Tensor):
             size -= leaf.numel() * leaf.element_size()
         if number > LARGEST_TREE or size < 0:
-            raise UserError(f"{place}: stands for more than its size allows; name another file")
+            raise UserError(f"{label}: stands for more than its size allows; use another file")
 
 
 def _leaves(tree: Any, depth: int = 0) -> Iterator[Any]:
-    """Every part of nested dicts, lists and tuples, counted as often as it is named."""
+    """Every part of nested dicts, lists and tuples, counted each time it appears."""
     yield tree
     if isinstance(tree, dict | list | tuple | set):
         if depth > 50:
@@ -158,25 +158,25 @@ def _leaves(tree: Any, depth: int = 0) -> Iterator[Any]:
             yield from _leaves(part, depth + 1)
 
 
-def _read_safetensors(path: Path, place: str) -> dict[str, Any]:
+def _read_safetensors(path: Path, label: str) -> dict[str, Any]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise UserError(f"{place}: needs the package safetensors: pip install 'vggexp[export]'", 1) from error
+        raise UserError(f"{label}: needs the package safetensors: pip install 'vggexp[export]'", 1) from error
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{place}: is damaged or no safetensors file; name an intact one") from error
+        raise UserError(f"{label}: is damaged or not a safetensors file; use an intact one") from error
 
 
-def state_dict(content: dict[str, Any], place: str) -> dict[str, torch.Tensor]:
-    """A network's weights by name: those of a checkpoint of ours, or the content itself.
+def state_dict(content: dict[str, Any], label: str) -> dict[str, torch.Tensor]:
+    """A network's weights by name: from one of our checkpoints, or the content itself.
 
     Raises:
         UserError: something in it is not a tensor.
     """
     found = content.get("state_dict", content)
     if not isinstance(found, dict) or not found or not all(isinstance(x, torch.Tensor) for x in found.values()):
-        raise UserError(f"{place}: holds no state dict")
+        raise UserError(f"{label}: holds no state dict; use a file of weights")
     return {str(name).removeprefix("net."): tensor for name, tensor in found.items()}

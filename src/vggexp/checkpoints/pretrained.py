@@ -1,4 +1,4 @@
-"""`model.weights=FILE`: a network starts from what another has learned, fitted where only its ends differ."""
+"""`model.weights=FILE`: a network starts from another's weights, adapted where only its ends differ."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ from vggexp.models import VGG
 
 
 def load(net: nn.Module, file: str) -> str:
-    """Loads a checkpoint of ours, or a state dict under our names or torchvision's, into a network.
+    """Loads one of our checkpoints, or a state dict under our names or torchvision's, into a network.
 
-    A first convolution over several channels is summed to one, which gives the same output for a grey image as theirs
-    for that image in every channel. From the first linear layer of another size on, the classifier starts fresh.
+    A first convolution over several channels is summed to one, which gives the same output for a gray image. The
+    classifier keeps its initial weights from its first linear layer of another size on.
 
     Returns:
         A line that says what was loaded, adapted and left out.
 
     Raises:
-        UserError: the file cannot be read, or is of another network.
+        UserError: the file cannot be read or belongs to another network.
     """
-    place = f"model.weights={file}"
-    theirs = checkpoint.state_dict(checkpoint.read(Path(file).expanduser(), "model.weights"), place)
+    label = f"model.weights={file}"
+    theirs = checkpoint.state_dict(checkpoint.read(Path(file).expanduser(), "model.weights"), label)
     theirs = _under_our_names(net, theirs)
     own = net.state_dict()
     notes = []
@@ -39,12 +39,12 @@ def load(net: nn.Module, file: str) -> str:
         found = theirs.get(key)
         if found is None or (found.shape != mine.shape and key.rpartition(".")[0] not in linear):
             has = "lacks it" if found is None else f"has {_size(found)}"
-            raise UserError(f"{place}: is of another network: {key} is {_size(mine)} here, the file {has}")
+            raise UserError(f"{label}: belongs to another network: {key} is {_size(mine)} here, the file {has}")
         if found.shape != mine.shape and not fresh:
             fresh = linear[linear.index(key.rpartition(".")[0]) :]
             notes.append(f"left out {', '.join(fresh)} ({key} is {_size(found)} there, {_size(mine)} here)")
     if extra := [key for key in theirs if key not in own]:
-        raise UserError(f"{place}: is of another network: the file has {extra[0]}, this network does not")
+        raise UserError(f"{label}: belongs to another network: the file has {extra[0]}, this network does not")
 
     taken = {key: tensor for key, tensor in theirs.items() if key.rpartition(".")[0] not in fresh}
     net.load_state_dict(taken, strict=False)

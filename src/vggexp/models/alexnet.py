@@ -8,13 +8,9 @@ N images, C channels, H = W pixels, K classes.
 
 from torch import Tensor, nn
 
+from vggexp.models.architecture import ALEXNET_CHANNELS, ALEXNET_HIDDEN, check_alexnet, check_alexnet_image
 from vggexp.models.cpu.fused import Block
-from vggexp.models.layers import Init, classifier, initialise
-
-CHANNELS = (96, 256, 384, 384, 256)
-HIDDEN = 4096
-SMALLEST = 65
-"""Pixels; a smaller image leaves nothing after the third max-pool."""
+from vggexp.models.layers import Init, classifier, initialize
 
 
 class AlexNet(nn.Module):
@@ -26,7 +22,7 @@ class AlexNet(nn.Module):
         in_channels: C.
         num_classes: K.
         dropout: probability, after each hidden layer.
-        init: as of `vggexp.models.VGG`.
+        init: see `vggexp.models.VGG`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -43,11 +39,12 @@ class AlexNet(nn.Module):
         init: Init = "default",
     ) -> None:
         super().__init__()
-        if ratio < 1 or any(width % ratio for width in (*CHANNELS, HIDDEN)):
-            raise ValueError(f"ratio={ratio}: must divide {', '.join(map(str, sorted({*CHANNELS, HIDDEN})))}")
-        if image_size < SMALLEST:
-            raise ValueError(f"image_size={image_size}: must be at least {SMALLEST}")
-        a, b, c, d, e = (channels // ratio for channels in CHANNELS)
+        check_alexnet(ratio)
+        try:
+            check_alexnet_image(image_size)
+        except ValueError as error:
+            raise ValueError(f"image_size={image_size}: {error}") from None
+        a, b, c, d, e = (channels // ratio for channels in ALEXNET_CHANNELS)
         # as in VGG, max-pool before ReLU: equal bits, less work
         self.features = Block(
             nn.Conv2d(in_channels, a, kernel_size=11, stride=4, padding=1),
@@ -65,8 +62,8 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
         )
         side = _side(image_size)
-        self.classifier = classifier(e * side * side, HIDDEN // ratio, num_classes, dropout)
-        initialise(self, init)
+        self.classifier = classifier(e * side * side, ALEXNET_HIDDEN // ratio, num_classes, dropout)
+        initialize(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images → (N, K) logits."""

@@ -23,7 +23,7 @@ ALEXNET_SMALLEST = 65
 def vgg_blocks(
     arch: str, blocks: Sequence[Sequence[int]] | None
 ) -> tuple[Sequence[Sequence[int | str]], Sequence[int]]:
-    """The kernel sizes and the channels of each block: of a column of table 1, or of `blocks` where they are given.
+    """The kernel sizes and the channels of each block, from `blocks` or, without them, from a column of table 1.
 
     Raises:
         ValueError: there is no such column.
@@ -36,35 +36,23 @@ def vgg_blocks(
 
 
 def check_vgg(arch: str, blocks: Sequence[Sequence[int]] | None, ratio: int, hidden: int) -> None:
-    """
-    Raises:
-        ValueError: a value does not fit; the message begins with its key.
-    """
+    """Raises a ValueError that begins with the key whose value is out of range."""
     _check_ratio(ratio, [*vgg_blocks(arch, blocks)[1], hidden])
 
 
 def check_alexnet(ratio: int) -> None:
-    """
-    Raises:
-        ValueError: the ratio does not fit; the message begins with its key.
-    """
+    """Raises a ValueError that begins with `ratio` where it is out of range."""
     _check_ratio(ratio, [*ALEXNET_CHANNELS, ALEXNET_HIDDEN])
 
 
 def check_vgg_image(blocks: int, image_size: int) -> None:
-    """
-    Raises:
-        ValueError: images of this size are too small for so many blocks.
-    """
+    """Raises a ValueError, whose message the caller begins with the key, for images too small for so many blocks."""
     if image_size < 2**blocks:
         raise ValueError(f"too small for {blocks} blocks, which each halve it; it must be at least {2**blocks}")
 
 
 def check_alexnet_image(image_size: int) -> None:
-    """
-    Raises:
-        ValueError: images of this size are too small.
-    """
+    """Raises a ValueError, whose message the caller begins with the key, for images that are too small."""
     if image_size < ALEXNET_SMALLEST:
         raise ValueError(f"too small for AlexNet; it must be at least {ALEXNET_SMALLEST}")
 
@@ -73,4 +61,4 @@ def _check_ratio(ratio: int, widths: Sequence[int]) -> None:
     widest = math.gcd(*widths)
     if ratio < 1 or widest % ratio:
         divisors = ", ".join(str(n) for n in range(1, widest + 1) if widest % n == 0)
-        raise ValueError(f"ratio={ratio}: must divide all channels and hidden units; it is one of {divisors}")
+        raise ValueError(f"ratio={ratio}: must divide all channels and hidden units; use one of {divisors}")

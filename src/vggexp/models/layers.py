@@ -1,4 +1,4 @@
-"""What the networks have in common: the classifier, and how weights start."""
+"""What the networks share: the classifier, dropout and the initial weights."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Init = Literal["default", "kaiming", "xavier"]
 
 
 def classifier(features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """(N, C, H, W) feature maps, C·H·W = `features` → (N, K) logits, through two layers of `hidden` units, if any."""
+    """(N, C, H, W) feature maps, C·H·W = `features` → (N, K) logits; `hidden=0` leaves out the two hidden layers."""
     if hidden == 0:
         return nn.Sequential(nn.Flatten(), nn.Linear(features, num_classes))
     return nn.Sequential(
@@ -25,7 +25,7 @@ def classifier(features: int, hidden: int, num_classes: int, dropout: float) -> 
 
 
 class Mirrored(nn.Module):
-    """A network of images that looks twice: (N, C, H, W) → (N, K), the mean over the image and its mirror image."""
+    """Predicts the mean of a network's logits for an image and for its mirror image: (N, C, H, W) → (N, K)."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Mirrored(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU the mask is made of uniform numbers, which takes a quarter of the time of Bernoulli's."""
+    """nn.Dropout; on a CPU the mask is drawn from uniform numbers, in a quarter of the time that Bernoulli's take."""
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or values.device.type != "cpu" or torch.compiler.is_compiling():
@@ -45,10 +45,10 @@ class Dropout(nn.Dropout):
         return values.mul(torch.rand(values.shape) >= self.p).mul_(1 / (1 - self.p))
 
 
-def initialise(net: nn.Module, init: Init) -> None:
-    """Sets weights and biases of all convolutions and linear layers; `default` leaves torch's.
+def initialize(net: nn.Module, init: Init) -> None:
+    """Sets the weights and biases of all convolutions and linear layers; `default` keeps torch's.
 
-    `kaiming` (He et al. 2015) keeps the signal's size through ReLU layers of any depth; `xavier` is Glorot & Bengio
+    `kaiming` (He et al. 2015) keeps the signal's size through any number of ReLU layers; `xavier` is Glorot & Bengio
     2010. Under `kaiming` the last layer starts at a tenth, so that the first loss is near ln K.
     """
     if init == "default":

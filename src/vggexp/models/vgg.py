@@ -11,37 +11,25 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vggexp.models.architecture import check_vgg, check_vgg_image, vgg_blocks
 from vggexp.models.cpu.fused import Block
-from vggexp.models.layers import Init, classifier, initialise
-
-LRN = "lrn"
-KERNELS: dict[str, tuple[tuple[int | str, ...], ...]] = {
-    "vgg11": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
-    "vgg11_lrn": ((3, LRN), (3,), (3, 3), (3, 3), (3, 3)),
-    "vgg13": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
-    "vgg16_c": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
-    "vgg16": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
-    "vgg19": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
-}
-"""The paper's table 1, columns A, A-LRN, B, C, D and E: the kernel sizes of each block's convolutions."""
-
-CHANNELS = (64, 128, 256, 512, 512)
+from vggexp.models.layers import Init, classifier, initialize
 
 
 class VGG(nn.Module):
     """Blocks of convolutions, each halving height and width, then three fully connected layers.
 
     Args:
-        arch: a key of `KERNELS`: five blocks of 64, 128, 256, 512 and 512 channels.
-        blocks: instead of `arch`: of each block the number of its 3×3 convolutions and of its channels.
+        arch: a column of `vggexp.models.architecture.KERNELS`: five blocks of 64, 128, 256, 512 and 512 channels.
+        blocks: replaces `arch`: the number of 3×3 convolutions and of channels of each block.
         ratio: divides the channels and the hidden units.
         hidden: units of the two hidden layers; 0 leaves them out.
         image_size: H = W of the images, at least 2 ** blocks; the classifier's input follows from it.
         in_channels: C.
         num_classes: K.
-        batch_norm: normalise after each convolution.
+        batch_norm: normalize after each convolution.
         dropout: probability, after each hidden layer.
-        init: `default` is torch's, under which VGG-19 does not learn and VGG-16 wakes late.
+        init: `default` is torch's, under which VGG-19 does not learn and VGG-16 starts learning late.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -62,22 +50,20 @@ class VGG(nn.Module):
         init: Init = "default",
     ) -> None:
         super().__init__()
-        if blocks is None and arch not in KERNELS:
-            raise ValueError(f"arch={arch}: must be one of {', '.join(KERNELS)}")
-        kernels = KERNELS[arch] if blocks is None else [(3,) * convs for convs, _ in blocks]
-        widths = CHANNELS if blocks is None else [channels for _, channels in blocks]
-        if ratio < 1 or any(width % ratio for width in (*widths, hidden)):
-            raise ValueError(f"ratio={ratio}: must divide {', '.join(map(str, sorted({*widths, hidden})))}")
-        side = image_size // 2 ** len(widths)
-        if side < 1:
-            raise ValueError(f"image_size={image_size}: {len(widths)} blocks need at least {2 ** len(widths)}")
-        widths, hidden = [width // ratio for width in widths], hidden // ratio
-        befores = [in_channels, *widths[:-1]]
+        check_vgg(arch, blocks, ratio, hidden)
+        kernels, channels = vgg_blocks(arch, blocks)
+        try:
+            check_vgg_image(len(channels), image_size)
+        except ValueError as error:
+            raise ValueError(f"image_size={image_size}: {error}") from None
+        side = image_size // 2 ** len(channels)
+        widths, hidden = [width // ratio for width in channels], hidden // ratio
+        inputs = [in_channels, *widths[:-1]]
         self.features = nn.Sequential(
-            *(_block(*sizes, batch_norm) for sizes in zip(kernels, befores, widths, strict=True)),
+            *(_block(*sizes, batch_norm) for sizes in zip(kernels, inputs, widths, strict=True)),
         )
         self.classifier = classifier(widths[-1] * side * side, hidden, num_classes, dropout)
-        initialise(self, init)
+        initialize(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images → (N, K) logits."""
@@ -85,7 +71,7 @@ class VGG(nn.Module):
         return logits
 
     def torchvision_names(self) -> dict[str, str]:
-        """The names under which torchvision's VGG keeps the entries of our state dict, by our names.
+        """Maps each name in the state dict to the name of the same entry in torchvision's VGG.
 
         torchvision numbers the layers of all blocks in one sequence, and its classifier has no flatten layer.
         """
@@ -99,8 +85,8 @@ class VGG(nn.Module):
         return {key: f"{prefixes[prefix]}.{name}" for key, prefix, name in pairs}
 
 
-def _block(kernels: Sequence[int | str], before: int, after: int, batch_norm: bool) -> Block:
-    """(N, before, H, W) → (N, after, H // 2, W // 2).
+def _block(kernels: Sequence[int | str], in_channels: int, out_channels: int, batch_norm: bool) -> Block:
+    """(N, in_channels, H, W) → (N, out_channels, H // 2, W // 2).
 
     The chapter's block ends in ReLU, then max-pool. Both orders give equal bits, forward and backward; pooling first
     leaves ReLU a quarter of the work.
@@ -108,11 +94,11 @@ def _block(kernels: Sequence[int | str], before: int, after: int, batch_norm: bo
     layers: list[nn.Module] = []
     for kernel in kernels:
         if isinstance(kernel, int):
-            layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2))
+            layers.append(nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2))
             if batch_norm:
-                layers.append(nn.BatchNorm2d(after))
+                layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.ReLU(inplace=True))
-            before = after
+            in_channels = out_channels
         else:
             # k = 2, n = 5, α = 1e-4, β = 0.75 of Krizhevsky et al. 2012; torch divides its alpha by n
             layers.append(nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0))

@@ -1,0 +1,7 @@
+"""How does a CPU run the network fast? The layers' own mathematics, in another order.
+
+- `fused`: a block of layers, run a few images at a time
+- `packed_conv`: convolutions of small maps, several images side by side
+- `maxpool`, `batchnorm`: layers and the ReLU behind them at once, by kernels in C++
+- `compiler`: compiles and calls these kernels
+"""

@@ -1,4 +1,4 @@
-// Batch normalisation and ReLU, forth and back, over maps in channels_last: rows of channels, sixteen at a time.
+// Batch normalization and ReLU, forward and backward, over maps in channels_last: rows of channels, sixteen at a time.
 //
 // A thread takes the same rows in each call, and partial sums are added in the threads' order: equal input, equal bits.
 #include <omp.h>

@@ -1,4 +1,4 @@
-"""Batch normalisation and ReLU on a CPU in two passes forth and two back, by kernels in C++ where there is a compiler.
+"""Batch normalization and ReLU on a CPU by C++ kernels, in two passes over the maps forward and two backward.
 
 The mathematics is torch's own; its sums over the batch are rounded in another order.
 
@@ -11,31 +11,31 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vggexp.models.cpu import compiler as kernels
+from vggexp.models.cpu import compiler
 
 
-def fits(maps: Tensor, norm: nn.BatchNorm2d) -> bool:
+def has_kernel(maps: Tensor, norm: nn.BatchNorm2d) -> bool:
     """Whether there are kernels for such maps and such a layer; our networks use no other options."""
     usual = norm.affine and norm.track_running_stats and norm.momentum is not None and norm.num_features % 16 == 0
     usual = usual and norm.weight.dtype == torch.float32
-    # of a single value there is no variance, and the gradient of running means is another
+    # a single value has no variance, and in evaluation the gradient is another
     usual &= maps.numel() > norm.num_features if norm.training else not torch.is_grad_enabled()
-    return usual and kernels.fits(maps, "batchnorm")
+    return usual and compiler.has_kernel(maps, "batchnorm")
 
 
 def batch_norm(maps: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    """(N, C, H, W) → (N, C, H, W): what `norm` gives, in training with its running means updated, and ReLU of it."""
+    """(N, C, H, W) → (N, C, H, W): applies `norm`, which updates its running statistics in training, then ReLU."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
     if norm.training:
-        mean, variance = _learned(maps.detach(), norm, mean, variance)
+        mean, variance = _batch_statistics(maps.detach(), norm, mean, variance)
     output: Tensor = _BatchNorm.apply(maps, norm.weight, norm.bias, mean, (variance + norm.eps).rsqrt(), relu)
     return output
 
 
-def _learned(maps: Tensor, norm: nn.BatchNorm2d, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps' means and variances, both (C,) float32; the running ones move towards them, in place."""
+def _batch_statistics(maps: Tensor, norm: nn.BatchNorm2d, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the maps' means and variances, both (C,) float32, and moves the running ones towards them in place."""
     assert norm.momentum is not None
     assert norm.num_batches_tracked is not None
     origin = maps[0, :, 0, 0].float()  # near the mean, so that its square does not swallow the variance
@@ -51,7 +51,7 @@ def _learned(maps: Tensor, norm: nn.BatchNorm2d, means: Tensor, variances: Tenso
 
 def _call(name: str, maps: Tensor, *tensors: Tensor, relu: bool) -> None:
     channels = maps.shape[1]
-    kernels.call("batchnorm", name, maps.dtype, *tensors, maps.numel() // channels, channels, relu)
+    compiler.call("batchnorm", name, maps.dtype, *tensors, maps.numel() // channels, channels, relu)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -74,7 +74,7 @@ class _BatchNorm(torch.autograd.Function):
         gradient = gradient.to(maps.dtype).contiguous(memory_format=torch.channels_last)
         sums, products = torch.empty_like(mean, dtype=torch.float64), torch.empty_like(mean, dtype=torch.float64)
         _call("gradient_sums", maps, gradient, maps, scale, shift, mean, sums, products, relu=ctx.relu)
-        count, back = maps.numel() // maps.shape[1], torch.empty_like(maps)
+        count, maps_gradient = maps.numel() // maps.shape[1], torch.empty_like(maps)
         tilt, offset = (-scale * slope**2 * products / count).float(), (-scale * sums / count).float()
-        _call("backward", maps, gradient, maps, scale, shift, mean, tilt, offset, back, relu=ctx.relu)
-        return back, (products * slope).float(), sums.float(), None, None, None
+        _call("backward", maps, gradient, maps, scale, shift, mean, tilt, offset, maps_gradient, relu=ctx.relu)
+        return maps_gradient, (products * slope).float(), sums.float(), None, None, None

@@ -1,4 +1,4 @@
-"""Kernels in C++ for a CPU, compiled where they run; where that cannot be done, torch's own layers do the same work."""
+"""Compiles C++ kernels on the machine that runs them; where that fails, torch's own layers do the same work."""
 
 import ctypes
 import functools
@@ -9,15 +9,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch._subclasses import FakeTensor
+from torch import Tensor, nn
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """The kernels of `name`.cpp, compiled for this very CPU, by each process anew (half a second), or None.
+    """The kernels of `name`.cpp, or None where they cannot be compiled; each process compiles them, in half a second.
 
     They are linked without OpenMP, so that they share torch's threads or are not loaded at all.
     """
@@ -26,11 +25,11 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
     source = Path(__file__).with_name(f"{name}.cpp")
     with tempfile.TemporaryDirectory() as folder:
-        made, linked = f"{folder}/{name}.o", f"{folder}/{name}.so"
+        compiled, linked = f"{folder}/{name}.o", f"{folder}/{name}.so"
         try:
             for command in (
-                [compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(source), "-o", made],
-                [compiler, "-shared", made, "-o", linked],
+                [compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(source), "-o", compiled],
+                [compiler, "-shared", compiled, "-o", linked],
             ):
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
             return ctypes.CDLL(linked)
@@ -38,15 +37,15 @@ def library(name: str) -> ctypes.CDLL | None:
             return None
 
 
-def fits(maps: Tensor, name: str) -> bool:
+def has_kernel(maps: Tensor, name: str) -> bool:
     """Whether `name`.cpp has kernels for maps of this type and layout."""
     return maps.dtype in TYPES and maps.is_contiguous(memory_format=torch.channels_last) and library(name) is not None
 
 
 def call(name: str, function: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
-    """The function for maps of this type; a tensor is passed as its address, None as a null pointer."""
-    if any(isinstance(argument, FakeTensor) for argument in arguments):
-        return  # it has no content
+    """Calls the kernel for maps of this type; a tensor is passed as its address, None as a null pointer."""
+    if any(isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in arguments):
+        return  # a stand-in without content, such as torch's FakeTensor, with which memory is estimated
     passed = [
         ctypes.c_long(argument)
         if isinstance(argument, int)

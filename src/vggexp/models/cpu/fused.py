@@ -1,50 +1,74 @@
-"""A convolution, its max-pool and its ReLU on a CPU, a few images at a time: what lies between them stays in the cache.
+"""Runs a convolution, its max-pool and its ReLU on a CPU a few images at a time, so that the maps stay in the cache.
 
-The mathematics is the layers' own; only the sums over the batch, of the gradients of weights and biases, are taken in
-another order. The convolution's output, a network's largest tensor by far, is never held for a whole batch.
+The convolution's output, a network's largest tensor by far, is never held for a whole batch.
+
+The mathematics is the layers' own; only the gradients of weights and biases are summed over the batch in another order.
 
 N images, C channels, H×W pixels.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
-from vggexp.models.cpu import batchnorm, maxpool
-from vggexp.models.cpu import packed_conv as sidebyside
+from vggexp.models.cpu import batchnorm, maxpool, packed_conv
+from vggexp.models.cpu.maxpool import pair
 from vggexp.system import hardware
 
-PIECE = 28_000_000 if hardware.last_level_cache() >= 2**27 else 7_000_000
-"""Bytes of the convolution's output in a piece: few enough for the cache, enough to be worth a call."""
+PIECE_BYTES = 28_000_000 if hardware.last_level_cache() >= 2**27 else 7_000_000
+"""Size of the convolution's output for one piece of the batch: it fits into the cache and is worth a call."""
 
-MOST = 64
-"""Pieces of a batch, about: more would cost more calls than they save."""
+MAX_PIECES = 64
+"""Pieces of a batch, about: the calls for more of them would cost more than they save."""
 
 aten = torch.ops.aten
 
 
 class Block(nn.Sequential):
-    """Layers one after another; on a CPU, each `Conv2d [MaxPool2d] ReLU` among them in pieces of the batch, each other
-    `MaxPool2d ReLU`, and each `BatchNorm2d [ReLU]`, by a kernel of its own, and small convolutions side by side.
+    """Layers one after another, several of them at once on a CPU where that is faster.
 
-    A layer with a hook runs as itself, so that the hook sees what it asks for.
+    Each `Conv2d [MaxPool2d] ReLU` runs in pieces of the batch, each other `MaxPool2d ReLU` and each `BatchNorm2d
+    [ReLU]` by a C++ kernel, and a convolution of small maps on several images side by side. Hooks of these layers are
+    not called, except within `layer_by_layer`.
     """
+
+    fused: bool = True
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
         layers = list(self)
         while layers:
-            maps, count = _fused(maps, layers) or (layers[0](maps), 1)
+            maps, count = (_run_fused(maps, layers) if self._may_fuse(maps) else None) or (layers[0](maps), 1)
             del layers[:count]
         return maps
 
+    def _may_fuse(self, maps: Tensor) -> bool:
+        # an exported network has to work for any batch size and on any machine
+        exported = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return self.fused and maps.device.type == "cpu" and not exported
 
-def _leading(layers: list[nn.Module]) -> tuple[nn.Conv2d | None, nn.MaxPool2d | None, int]:
-    """What comes first: of `[Conv2d] [MaxPool2d] ReLU` the convolution, the max-pool, and how many layers it has."""
+
+@contextmanager
+def layer_by_layer(net: nn.Module) -> Iterator[None]:
+    """Runs every layer of a network as itself for a while, so that its hooks are called."""
+    blocks = [module for module in net.modules() if isinstance(module, Block)]
+    before = [block.fused for block in blocks]
+    try:
+        for block in blocks:
+            block.fused = False
+        yield
+    finally:
+        for block, fused in zip(blocks, before, strict=True):
+            block.fused = fused
+
+
+def _leading_layers(layers: list[nn.Module]) -> tuple[nn.Conv2d | None, nn.MaxPool2d | None, int]:
+    """The convolution and the max-pool of a leading `[Conv2d] [MaxPool2d] ReLU`, and how many layers it has."""
     conv = layers[0] if isinstance(layers[0], nn.Conv2d) else None
     rest = layers if conv is None else layers[1:]
     pool = rest[0] if rest and isinstance(rest[0], nn.MaxPool2d) else None
@@ -59,65 +83,64 @@ def _leading(layers: list[nn.Module]) -> tuple[nn.Conv2d | None, nn.MaxPool2d | 
     return (conv, pool, len(layers) - len(rest) + 1) if usual else (None, None, 1)
 
 
-def _may_fuse(maps: Tensor, layers: list[nn.Module]) -> bool:
-    """Whether this is a CPU, nobody watches the layers, and nobody writes down what they do for any batch size."""
-    hooks = [(x._forward_hooks, x._forward_pre_hooks, x._backward_hooks, x._backward_pre_hooks) for x in layers]
-    written = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
-    return maps.device.type == "cpu" and not any(map(any, hooks)) and not written
-
-
-def _fused(maps: Tensor, layers: list[nn.Module]) -> tuple[Tensor, int] | None:
-    """The output of the first layers, and how many they are; None where there is no faster way than layer by layer."""
+def _run_fused(maps: Tensor, layers: list[nn.Module]) -> tuple[Tensor, int] | None:
+    """The output of the leading layers and how many they are; None where layer by layer is fastest."""
     first, grad = layers[0], torch.is_grad_enabled()
-    conv, pool, count = _leading(layers)
-    if count > 1 and _may_fuse(maps, layers[:count]):
-        if conv is not None and _images(maps, conv) < len(maps):
-            learns = grad and (maps.requires_grad or conv.weight.requires_grad)
-            return _Pieces.apply(maps, conv.weight, conv.bias, conv, pool, learns), count
-        if conv is None and pool is not None and maxpool.fits(maps, pool):
+    conv, pool, count = _leading_layers(layers)
+    if count > 1:
+        if conv is not None and _images_per_piece(maps, conv) < len(maps):
+            needs_gradient = grad and (maps.requires_grad or conv.weight.requires_grad)
+            return _InPieces.apply(maps, conv.weight, conv.bias, conv, pool, needs_gradient), count
+        if conv is None and pool is not None and maxpool.has_kernel(maps, pool):
             return maxpool.PoolReLU.apply(maps, grad and maps.requires_grad), count
     if isinstance(first, nn.BatchNorm2d):
         count = 2 if len(layers) > 1 and isinstance(layers[1], nn.ReLU) else 1
-        if _may_fuse(maps, layers[:count]) and batchnorm.fits(maps, first):
+        if batchnorm.has_kernel(maps, first):
             return batchnorm.batch_norm(maps, first, relu=count > 1), count
-    if isinstance(first, nn.Conv2d) and _may_fuse(maps, layers[:1]):
-        together = sidebyside.images(maps, first)
-        return (sidebyside.convolve(maps, first, together), 1) if together > 1 else None
+    if isinstance(first, nn.Conv2d):
+        count = packed_conv.images_per_row(maps, first)
+        return (packed_conv.convolve(maps, first, count), 1) if count > 1 else None
     return None
 
 
-def _images(maps: Tensor, conv: nn.Conv2d) -> int:
-    """How many images make a piece: all of them where pieces would not help."""
+def _images_per_piece(maps: Tensor, conv: nn.Conv2d) -> int:
+    """How many images make a piece: all of them where pieces do not help."""
     size = conv.out_channels * _dtype(maps).itemsize
     for pixels, kernel, stride, padding in zip(
-        maps.shape[2:], conv.kernel_size, conv.stride, _pair(conv.padding), strict=True
+        maps.shape[2:], conv.kernel_size, conv.stride, pair(conv.padding), strict=True
     ):
         size *= (pixels + 2 * padding - kernel) // stride + 1
-    fit = max(1, PIECE // size, len(maps) // MOST)
-    return min(len(maps), 1 << (fit.bit_length() - 1))  # a power of two, which the threads can share evenly
+    fit = max(1, PIECE_BYTES // size, len(maps) // MAX_PIECES)
+    return min(len(maps), 1 << (fit.bit_length() - 1))  # a power of two, which the threads share evenly
 
 
 def _dtype(maps: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
 
 
-class _Pieces(torch.autograd.Function):
+class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pool: nn.MaxPool2d | None, learns: bool
+        ctx: Any,
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        conv: nn.Conv2d,
+        pool: nn.MaxPool2d | None,
+        needs_gradient: bool,
     ) -> Tensor:
-        ctx.conv, ctx.pool, ctx.images, ctx.one_pass = conv, pool, _images(maps, conv), False
+        ctx.conv, ctx.pool, ctx.images, ctx.one_pass = conv, pool, _images_per_piece(maps, conv), False
         dtype = _dtype(maps)
         kernel, shift = weight.to(dtype), bias.to(dtype)
-        output = places = None
+        output = positions = None
         with torch.autocast("cpu", enabled=False):
             for start in range(0, len(maps), ctx.images):
                 piece = slice(start, start + ctx.images)
                 found = F.conv2d(maps[piece].to(dtype), kernel, shift, conv.stride, conv.padding)
                 if output is None:
-                    ctx.shape, ctx.one_pass = found.shape, pool is not None and maxpool.fits(found, pool)
-                    output, places = _room(found, pool, len(maps), learns, ctx.one_pass)
-                where = None if places is None else places[piece]
+                    ctx.shape, ctx.one_pass = found.shape, pool is not None and maxpool.has_kernel(found, pool)
+                    output, positions = _buffers(found, pool, len(maps), needs_gradient, ctx.one_pass)
+                where = None if positions is None else positions[piece]
                 if pool is None:
                     torch.clamp_min(found, 0, out=output[piece])
                 elif ctx.one_pass:
@@ -125,67 +148,69 @@ class _Pieces(torch.autograd.Function):
                 else:
                     _max_pool(found, pool, output[piece], where)
                     output[piece].relu_()
-                del found  # its memory, still in the cache, is the next piece's
-        if learns:
-            ctx.save_for_backward(maps, weight, output, places)
+                del found  # the next piece reuses its memory, which is still in the cache
+        if needs_gradient:
+            ctx.save_for_backward(maps, weight, output, positions)
         assert output is not None
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
-        maps, weight, output, places = ctx.saved_tensors
+        maps, weight, output, positions = ctx.saved_tensors
         kernel = weight.to(output.dtype)
-        of_maps = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
-        of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])
+        maps_gradient = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
+        weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])
         scratch = None
         if ctx.one_pass:
-            scratch = maxpool.room(ctx.shape, output.dtype)
-        elif places is not None:
+            scratch = maxpool.gradient_buffer(ctx.shape, output.dtype)
+        elif positions is not None:
             scratch = torch.empty(ctx.shape, dtype=output.dtype, memory_format=_format(output))
         for start in range(0, len(maps), ctx.images):
             piece = slice(start, start + ctx.images)
-            back = gradient[piece]
+            piece_gradient = gradient[piece]
             if not ctx.one_pass:
-                back = aten.threshold_backward(back, output[piece], 0)
+                piece_gradient = aten.threshold_backward(piece_gradient, output[piece], 0)
             if scratch is not None:
-                back = _unpool(back, places[piece], scratch[: len(back)], None if ctx.one_pass else ctx.pool)
-            of_piece, more, shift = aten.convolution_backward(
-                back,
+                buffer = scratch[: len(piece_gradient)]
+                _unpool(piece_gradient, positions[piece], buffer, None if ctx.one_pass else ctx.pool)
+                piece_gradient = buffer
+            to_maps, to_weight, to_bias = aten.convolution_backward(
+                piece_gradient,
                 maps[piece].to(output.dtype),
                 kernel,
-                [len(of_bias)],
+                [len(bias_gradient)],
                 ctx.conv.stride,
-                _pair(ctx.conv.padding),
+                pair(ctx.conv.padding),
                 [1, 1],
                 False,
                 [0, 0],
                 1,
-                [of_maps is not None, True, True],
+                [maps_gradient is not None, True, True],
             )
-            of_weight += more
-            of_bias += shift
-            if of_maps is not None:
-                of_maps[piece] = of_piece
-        return of_maps, of_weight, of_bias, None, None, None
+            weight_gradient += to_weight
+            bias_gradient += to_bias
+            if maps_gradient is not None:
+                maps_gradient[piece] = to_maps
+        return maps_gradient, weight_gradient, bias_gradient, None, None, None
 
 
-def _room(
-    found: Tensor, pool: nn.MaxPool2d | None, images: int, learns: bool, one_pass: bool
+def _buffers(
+    found: Tensor, pool: nn.MaxPool2d | None, images: int, needs_gradient: bool, one_pass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """For the output of all images and, where they will be asked for, the places of the maxima.
+    """Memory for the output of all images and, for the backward pass, for the positions of its maxima.
 
     Args:
-        found: what the convolution gives for a piece.
+        found: the convolution's output for one piece.
     """
     height, width = found.shape[2:]
     if pool is not None:
-        (high, wide), (down, right) = _pair(pool.kernel_size), _pair(pool.stride)
+        (high, wide), (down, right) = pair(pool.kernel_size), pair(pool.stride)
         height, width = (height - high) // down + 1, (width - wide) // right + 1
     shape, last = (images, found.shape[1], height, width), _format(found)
     output = torch.empty(shape, dtype=found.dtype, memory_format=last)
     dtype = torch.uint8 if one_pass else torch.int64
-    return output, torch.empty(shape, dtype=dtype, memory_format=last) if pool and learns else None
+    return output, torch.empty(shape, dtype=dtype, memory_format=last) if pool and needs_gradient else None
 
 
 def _format(maps: Tensor) -> torch.memory_format:
@@ -194,13 +219,13 @@ def _format(maps: Tensor) -> torch.memory_format:
 
 
 def _window(pool: nn.MaxPool2d) -> tuple[Any, ...]:
-    return _pair(pool.kernel_size), _pair(pool.stride), (0, 0), (1, 1), False
+    return pair(pool.kernel_size), pair(pool.stride), (0, 0), (1, 1), False
 
 
-def _max_pool(maps: Tensor, pool: nn.MaxPool2d, output: Tensor, places: Tensor | None) -> None:
-    """Into `output` and, if somebody will ask for them, `places`; 2×2 windows are three times as fast without."""
-    if places is not None:
-        aten.max_pool2d_with_indices.out(maps, *_window(pool), out=output, indices=places)
+def _max_pool(maps: Tensor, pool: nn.MaxPool2d, output: Tensor, positions: Tensor | None) -> None:
+    """Writes `output` and the `positions` of its maxima; without these, 2×2 windows are three times as fast."""
+    if positions is not None:
+        aten.max_pool2d_with_indices.out(maps, *_window(pool), out=output, indices=positions)
     elif _window(pool)[:2] == ((2, 2), (2, 2)):
         maps = maps[..., : 2 * output.shape[2], : 2 * output.shape[3]]
         rows = torch.maximum(maps[:, :, ::2], maps[:, :, 1::2])
@@ -209,10 +234,11 @@ def _max_pool(maps: Tensor, pool: nn.MaxPool2d, output: Tensor, places: Tensor |
         output.copy_(F.max_pool2d(maps, pool.kernel_size, pool.stride))
 
 
-def _unpool(gradient: Tensor, places: Tensor, back: Tensor, pool: nn.MaxPool2d | None) -> Tensor:
-    """Each pooled value's gradient, at the place of its maximum in `back`; without a pool, of pool and ReLU at once."""
+def _unpool(gradient: Tensor, positions: Tensor, input_gradient: Tensor, pool: nn.MaxPool2d | None) -> None:
+    """Writes the gradient of a max-pool's input; without `pool`, of a 2×2 max-pool and ReLU at once."""
     if pool is None:
-        maxpool.backward(gradient, places, back)
-        return back
-    aten.max_pool2d_with_indices_backward.grad_input(gradient, back, *_window(pool), places, grad_input=back)
-    return back
+        maxpool.backward(gradient, positions, input_gradient)
+    else:
+        aten.max_pool2d_with_indices_backward.grad_input(
+            gradient, input_gradient, *_window(pool), positions, grad_input=input_gradient
+        )

@@ -1,6 +1,6 @@
-// 2×2 max-pool, stride 2, and ReLU in one pass, forth and back, over maps in channels_last: (N, H, W, C).
+// 2×2 max-pool, stride 2, and ReLU in one pass, forward and backward, over maps in channels_last: (N, H, W, C).
 //
-// Of each maximum one byte says where it was: 0 to 3 by rows, or 4 where ReLU gives zero and so nothing goes back.
+// Of each maximum one byte says where it was: 0 to 3 by rows, or 4 where ReLU gives zero and so stops the gradient.
 // A NaN is the greatest. Where H or W is odd, the last row or column belongs to no window and is left as it is.
 #include <cstdint>
 

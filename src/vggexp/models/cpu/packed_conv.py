@@ -1,6 +1,6 @@
-"""Convolutions of small maps in bf16 by AMX, which multiplies along a row: several images side by side fill one.
+"""Convolutions of small maps in bf16, several images side by side: AMX multiplies along a row, and so fills it.
 
-The mathematics is the convolution's own, also backward: a column of zeros, its padding, keeps neighbours apart.
+The mathematics is the convolution's own, forward and backward: a column of zeros, its padding, separates neighbors.
 
 N images, C channels, H×W pixels.
 """
@@ -13,30 +13,32 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-WIDTH = 32
+from vggexp.system import hardware
+
+ROW_PIXELS = 32
 """Pixels of a row that AMX takes at once in the gradient of the weights, which gains most."""
 
-WORTH = 4
-"""Images that have to fit: with fewer, laying them out costs more than it saves."""
+MIN_IMAGES = 4
+"""With fewer images in a row, packing them costs more than it saves."""
 
 
-def images(maps: Tensor, conv: nn.Conv2d) -> int:
-    """How many to put side by side; 1 where that would not help, or where `conv` is not of the usual kind."""
+def images_per_row(maps: Tensor, conv: nn.Conv2d) -> int:
+    """How many images to put side by side; 1 where that does not help or `conv` has other options than ours."""
     usual = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     usual &= (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
-    if not usual or maps.dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported():
+    if not usual or maps.dtype != torch.bfloat16 or not hardware.cpu_has("amx_tile"):
         return 1
-    fit = WIDTH // (maps.shape[3] + 1)
-    return math.gcd(len(maps), 1 << (fit.bit_length() - 1)) if fit >= WORTH else 1
+    fit = ROW_PIXELS // (maps.shape[3] + 1)
+    return math.gcd(len(maps), 1 << (fit.bit_length() - 1)) if fit >= MIN_IMAGES else 1
 
 
 def convolve(maps: Tensor, conv: nn.Conv2d, count: int) -> Tensor:
-    """(N, C, H, W) → (N, C', H, W), what `conv` gives, of `count` images at a time; N is a multiple of it."""
+    """(N, C, H, W) → (N, C', H, W), applies `conv` to `count` images side by side; N is a multiple of `count`."""
     output: Tensor = _Conv.apply(maps, conv.weight, conv.bias, count)
     return output
 
 
-def _together(maps: Tensor, count: int) -> Tensor:
+def _pack(maps: Tensor, count: int) -> Tensor:
     """(N, C, H, W) → (N / count, C, H, count · (W + 1)) in channels_last, a column of zeros after each image."""
     images, channels, height, width = maps.shape
     rows = torch.empty(images // count, height, count, width + 1, channels, dtype=maps.dtype)
@@ -45,8 +47,8 @@ def _together(maps: Tensor, count: int) -> Tensor:
     return rows.flatten(2, 3).permute(0, 3, 1, 2)
 
 
-def _apart(wide: Tensor, count: int) -> Tensor:
-    """The way back, into memory of its own."""
+def _unpack(wide: Tensor, count: int) -> Tensor:
+    """Undoes `_pack`, into memory of its own."""
     groups, channels, height, columns = wide.shape
     rows = wide.permute(0, 2, 3, 1).reshape(groups, height, count, columns // count, channels)[:, :, :, :-1]
     shape = (groups * count, channels, height, columns // count - 1)
@@ -58,18 +60,18 @@ def _apart(wide: Tensor, count: int) -> Tensor:
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
-        wide, kernel = _together(maps, count), weight.to(maps.dtype)
+        wide, kernel = _pack(maps, count), weight.to(maps.dtype)
         ctx.save_for_backward(wide, kernel)
-        ctx.count, ctx.biased = count, bias is not None
+        ctx.count, ctx.has_bias = count, bias is not None
         with torch.autocast("cpu", enabled=False):
-            return _apart(F.conv2d(wide, kernel, None if bias is None else bias.to(maps.dtype), padding=1), count)
+            return _unpack(F.conv2d(wide, kernel, None if bias is None else bias.to(maps.dtype), padding=1), count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         wide, kernel = ctx.saved_tensors
-        of_maps, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            _together(gradient, ctx.count),
+        maps_gradient, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
+            _pack(gradient, ctx.count),
             wide,
             kernel,
             [len(kernel)],
@@ -79,6 +81,8 @@ class _Conv(torch.autograd.Function):
             False,
             [0, 0],
             1,
-            [ctx.needs_input_grad[0], True, ctx.biased],
+            [ctx.needs_input_grad[0], True, ctx.has_bias],
         )
-        return None if of_maps is None else _apart(of_maps, ctx.count), of_weight, of_bias, None
+        if maps_gradient is not None:
+            maps_gradient = _unpack(maps_gradient, ctx.count)
+        return maps_gradient, weight_gradient, bias_gradient, None
