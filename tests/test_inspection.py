@@ -6,24 +6,27 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
-from conftest import QUICK, TINY, Run, configure, vggexp
+from conftest import QUICK, TINY, Run, configure, refusal, vggexp
 from test_sweep import started
 from vggexp.checkpoints import file as checkpoint
-from vggexp.config.instantiate import datamodule
-from vggexp.inspection import distributions, inspection, pictures, projection
+from vggexp.config.instantiate import datamodule, network
+from vggexp.inspection import base, callbacks, distributions, gradcam, pictures, projection
+from vggexp.inspection.board import Board
 from vggexp.runs import manifest
-from vggexp.training.classifier import Classifier
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 ALL = ("inspect=default", "trainer.log_every_n_steps=2")
@@ -87,7 +90,7 @@ def test_the_last_epoch_is_always_shown(epochs: int, times: int, due: list[int])
     found = []
     for epoch in range(epochs):
         trainer.current_epoch = epoch
-        if inspection.Inspection(None, times).is_due(trainer):  # type: ignore[arg-type]
+        if base.Inspection(Board(), configure(f"inspect.times={times}"), Path()).is_due(trainer):
             found.append(epoch + 1)
     assert found == due
 
@@ -155,7 +158,7 @@ def test_the_gradients_norm_is_the_norm_of_the_gradient(train: Train) -> None:
     L.seed_everything(cfg.seed, verbose=False)
     data = datamodule(cfg)
     data.setup()
-    net = Classifier(cfg.model_dump(by_alias=True), data.classes).net
+    net = network(cfg.model.spec(), data.dimensions)
     images, labels = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     F.cross_entropy(net(images), labels).backward()
     norm = math.sqrt(sum(float(p.grad.double().pow(2).sum()) for p in net.parameters() if p.grad is not None))
@@ -167,21 +170,80 @@ def test_a_dead_relu_is_counted_and_a_live_one_is_not() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     with torch.no_grad():
         net[0].bias.copy_(torch.tensor([-100.0, 1.0, 1.0, -100.0]))
-    with inspection.watched(trainer, net, inspection.of_kind(net, nn.ReLU)) as outputs:
-        inspection.call(trainer, net, torch.rand(5, 1, 4, 4))
+    with base.watched(trainer, net, base.layers_of(net, nn.ReLU)) as outputs:
+        base.forward(trainer, net, torch.rand(5, 1, 4, 4))
     silent = distributions.silent(outputs["1"])
     assert silent.tolist() == [True, False, False, True]
     assert net.training
     assert not net[1]._forward_hooks
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_where_it_looks_is_gradient_times_activation(pooled: bool, tmp_path: Path) -> None:
+    """A network whose score is the sum of its ReLU's upper half looks at the upper half."""
+
+    class Upper(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            upper = maps[:, :, :4].sum((1, 2, 3))
+            return torch.stack([upper, -upper], 1)
+
+    class Shown(Board):
+        def picture(self, tag: str, picture: Any, step: int) -> None:
+            found[tag] = picture
+
+    found: dict[str, Any] = {}
+    layers = [nn.Conv2d(1, 1, 1), nn.ReLU(), *([nn.MaxPool2d(4), nn.ReLU()] if pooled else []), Upper()]
+    net = nn.Sequential(*layers)
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.fill_(0.5)
+    labels = torch.arange(10)
+    test = TensorDataset(torch.full((10, 8, 8), 100, dtype=torch.uint8), labels)
+    trainer: Any = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
+    module: Any = SimpleNamespace(net=net)
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(sets={"test": test}, resize=8))
+    gradcam.GradCAM(Shown(), configure("inspect.times=1"), tmp_path).on_train_epoch_end(trainer, module)
+    sheet = found["where_it_looks/predicted_class"]
+    plain, upper, lower = sheet[10, 10], sheet[20, 98 + 48], sheet[90, 98 + 48]
+    assert plain[0] == plain[1] == plain[2]
+    assert upper.sum() > 1.5 * lower.sum()
+
+
+def test_a_picture_of_ones_own_is_one_class_and_one_name(tmp_path: Path) -> None:
+    cfg = configure(
+        *TINY,
+        "inspect.show=[gauges,predictions,synthetic_picture.Mine]",
+        "allowed_packages=[synthetic,synthetic_picture]",
+    )
+    assert [type(each).__name__ for each in callbacks(cfg, tmp_path, None)] == ["Gauges", "Predictions"]
+    logger = TensorBoardLogger(tmp_path)
+    assert [type(each).__name__ for each in callbacks(cfg, tmp_path, logger)] == ["Gauges", "Predictions", "Mine"]
+    wrong = configure(*TINY, "inspect.show=[vggexp.models.VGG]")
+    assert "vggexp.models.VGG" in refusal(lambda: callbacks(wrong, tmp_path, None))
+
+
+def test_all_inspections_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    made = callbacks(configure("inspect.show=[projector,gradcam,gauges]"), tmp_path, TensorBoardLogger(tmp_path))
+    assert [type(each).__name__ for each in made] == ["Projection", "GradCAM", "Gauges"]
+
+
+def test_fused_optimizers_see_scaled_gradients() -> None:
+    """Only they take the scale of 16-mixed away themselves, after the hook that looks at gradients."""
+    scaler = SimpleNamespace(get_scale=lambda: 8.0)
+    trainer: Any = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    weight = nn.Parameter(torch.zeros(2))
+    assert base.gradient_scale(trainer, torch.optim.Adam([weight], fused=True)) == 8.0
+    assert base.gradient_scale(trainer, torch.optim.Adam([weight], fused=False)) == 1.0
+    assert base.gradient_scale(trainer, torch.optim.Adam([weight])) == 1.0
+
+
 def test_examples_are_the_same_and_of_all_classes(trained: Run) -> None:
     data = datamodule(trained.cfg)
     data.setup()
-    indices = inspection.examples(data, 20)
+    indices = base.examples(data, 20)
     labels = data.sets["test"].tensors[1][indices]
     assert labels.tolist() == [*range(10), *range(10)]
-    assert torch.equal(indices, inspection.examples(data, 20))
+    assert torch.equal(indices, base.examples(data, 20))
 
 
 def test_principal_components_keep_the_distances() -> None:

@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from conftest import Run, refusal, vggexp
-from vggexp.report import __main__ as command
-from vggexp.report import collect, paper
+from vggexp.commands import report as command
+from vggexp.report import collect, figures, page
 from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
@@ -32,7 +32,7 @@ def sweep(trained: Run, tmp_path: Path) -> Sweep:
                     run = folder / str(n)
                     (run / ".hydra").mkdir(parents=True)
                     result = json.loads((trained.folder / layout.RESULT).read_text())
-                    result["config"]["data"]["resize"] = result["config"]["model"]["image_size"] = resize
+                    result["config"]["data"]["resize"] = resize
                     result["config"]["optimizer"]["lr"] = lr
                     result["config"]["seed"] = seed
                     result |= {"val/acc": score(resize, lr, seed), "seconds": resize / 2 + n}
@@ -59,16 +59,16 @@ def report(*folders: Path) -> collect.Report:
 
 def test_groups_are_means_over_seeds_and_the_best_comes_first(sweep: Sweep) -> None:
     made = report(sweep())
-    assert made.axes == ["data.resize", "optimizer.lr"]  # the seed is none, nor is the size that follows data.resize
+    assert made.axes == ["data.resize", "optimizer.lr"]  # the seed is not an axis
     assert [tuple(group.values.values()) for group in made.groups] == [
         (64, 1e-3), (64, 1e-4), (32, 1e-3), (32, 1e-4)
     ]  # fmt: skip
     expected = [score(64, 1e-3, seed) for seed in range(3)]
     spread = made.groups[0].spread("val/acc")
     assert spread == (pytest.approx(statistics.mean(expected)), pytest.approx(statistics.stdev(expected)))
-    assert spread.text() == "0.8800 ± 0.0100"
+    assert made.groups[0].text("val/acc") == "0.8800 ± 0.0100"
     assert made.best().folder.name == "11"
-    best = {(axis, value): group.spread("val/acc").mean for axis, value, group in made.per_value()}
+    best = {(axis, value): group.spread("val/acc").mean for axis, value, group in made.levels()}
     assert best[("data.resize", "64")] == pytest.approx(best[("data.resize", "32")] + 0.16)
     assert collect.spread([0.5, None]) == (0.5, None)
     assert collect.spread([]) is None
@@ -87,7 +87,7 @@ def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_p
     assert states == {"0": "running", "1": "failed", "2": "unreadable", "3": "completed"}
     made = report(folder)
     assert {run.folder.name: run.reason for run in made.failures()} == {
-        "0": runs.GONE,
+        "0": runs.KILLED,
         "1": "data.val_size=400: too large",
         "2": next(run.reason for run in made.runs if run.folder.name == "2"),
     }
@@ -130,13 +130,13 @@ def test_the_files_hold_what_the_runs_hold(sweep: Sweep, tmp_path: Path, capsys:
     rows = list(csv.DictReader((folder / "report" / "runs.csv").open()))
     assert [float(row["val/acc"]) for row in rows] == [run.result["val/acc"] for run in runs.find([folder])]
     assert {row["data.resize"] for row in rows} == {"32", "64"}
-    assert rows[0]["command"] == "python -m vggexp.train data.resize=32 seed=0"
+    assert rows[0]["command"] == "vggexp train data.resize=32 seed=0"
     text = (folder / "report" / "report.md").read_text()
     assert "| 64 | 0.001 | 3 | 0.8800 ± 0.0100 |" in text
     assert r"out of | memory" in text
-    figures = {path.name for path in (folder / "report" / "figures").iterdir()}
+    drawn = {path.name for path in (folder / "report" / "figures").iterdir()}
     names = ("curves", "time", "heatmap", "pareto", "parallel")
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert drawn == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "val/acc" in (folder / "report" / "figures" / "curves.svg").read_text()
     assert "seconds of training" in (folder / "report" / "figures" / "time.svg").read_text()
 
@@ -154,7 +154,7 @@ def test_two_runs_are_compared(sweep: Sweep, capsys: pytest.CaptureFixture[str],
 
 def test_the_front_holds_what_nothing_beats() -> None:
     points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.9), (3.0, 0.8), (9.0, 0.9)]
-    assert paper.pareto(points) == [(1.0, 0.5), (3.0, 0.9)]
+    assert figures.pareto(points) == [(1.0, 0.5), (3.0, 0.9)]
 
 
 def test_what_a_report_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_what_a_report_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "empty").mkdir()
     assert "empty: holds no run" in refusal(lambda: command.main(["empty"]))
     assert "none: no such folder" in refusal(lambda: command.main(["none"]))
-    assert "there is no sweep and no run under outputs/" in refusal(lambda: command.main([]))
+    assert "there is no run under outputs/" in refusal(lambda: command.main([]))
     assert "unknown key" in refusal(lambda: command.main(["empty", "folder=x"]))
 
 
@@ -299,4 +299,4 @@ def test_the_page_fits_a_phone_and_paper(page: Page) -> None:
 
 def test_a_legend_shows_names_that_begin_with_an_underscore() -> None:
     group = collect.Group({"model._target_": "nets.A", "seed": 1}, [])
-    assert paper.label(group) == "target nets.A, seed 1"
+    assert figures.label(group) == "target nets.A, seed 1"

@@ -1,4 +1,4 @@
-"""The price of a network: the chapter's shapes, counts that can be checked by hand, an estimate that holds."""
+"""The cost of a network: the chapter's shapes, counts that can be checked by hand, an estimate that holds."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 
 from conftest import configure, vggexp
-from vggexp.inspection.cost import measure, price
+from vggexp.inspection.cost import estimate, measure
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -34,7 +34,7 @@ def test_vgg11_has_the_chapters_shapes(tmp_path: Path) -> None:
 def test_counts_are_those_of_pencil_and_paper() -> None:
     options = ["model.blocks=[[1,4]]", "model.hidden=8", "data.resize=28", "data.batch_size=2", "model.batch_norm=true"]
     options.append("trainer.precision=32-true")
-    found = {layer.name: layer for layer in price(configure(*options)).layers}
+    found = {layer.name: layer for layer in estimate(configure(*options)).layers}
     conv, norm, pool, relu = (found[f"features.0.{n}"] for n in range(4))
     assert (conv.kind, norm.kind, pool.kind, relu.kind) == ("Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU")
     assert (conv.parameters, norm.parameters, pool.parameters) == (4 * 9 + 4, 8, 0)
@@ -65,11 +65,11 @@ def test_counts_are_those_of_pencil_and_paper() -> None:
 def test_the_estimate_is_within_15_percent_of_the_measured_peak(options: list[str]) -> None:
     cfg = configure(*options, "trainer.accelerator=cpu")
     found = measure(cfg)
-    assert price(cfg).memory_bytes == pytest.approx(found.memory_bytes, rel=0.15)
+    assert estimate(cfg).memory_bytes == pytest.approx(found.memory_bytes, rel=0.15)
     assert 0 < found.seconds < 60
 
 
-def test_several_networks_are_priced_side_by_side_and_measured(tmp_path: Path) -> None:
+def test_several_networks_are_compared_side_by_side_and_measured(tmp_path: Path) -> None:
     args = ("model=alexnet,vgg11", "model.ratio=16", "data.resize=80", "data.batch_size=8", "trainer.accelerator=cpu")
     done = vggexp("summary", "--measure", "--output", "here", *args, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from conftest import QUICK, TESTS, Run, refusal, vggexp
 from vggexp.commands import tensorboard
+from vggexp.report import names
 from vggexp.runs import manifest
 from vggexp.runs import read as runs
 
@@ -30,7 +31,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(sweep: Path) -> Iterator[str]:
     """TensorBoard as the command opens it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "vggexp.commands.tensorboard", "last", "port=0"],
+        [sys.executable, "-m", "vggexp", "tensorboard", "last", "port=0"],
         cwd=sweep.parents[1],
         env=os.environ | {"PYTHONPATH": str(TESTS)},
         stdout=subprocess.PIPE,
@@ -57,22 +58,22 @@ NAMES = ("lr=0.002", "lr=0.001")
 
 
 def test_runs_are_called_by_what_varied(sweep: Path) -> None:
-    assert set(tensorboard.names(runs.find([sweep]))) == set(NAMES)
-    several = tensorboard.names(runs.find([sweep.parent, sweep / "0"]))
+    assert set(names.names(runs.find([sweep]))) == set(NAMES)
+    several = names.names(runs.find([sweep.parent, sweep / "0"]))
     assert set(several) == set(NAMES)
 
 
 def test_links_are_made_for_runs_that_begin_later(sweep: Path, tmp_path: Path) -> None:
-    tensorboard.link([sweep / "0"], tmp_path)
+    names.link([sweep / "0"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # alone, nothing sets it apart
-    tensorboard.link([sweep], tmp_path)
+    names.link([sweep], tmp_path)
     assert {path.name: path.resolve().name for path in tmp_path.iterdir()} == {"0": "0", NAMES[0]: "0", NAMES[1]: "1"}
 
 
 def test_what_tensorboard_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Run) -> None:
     monkeypatch.chdir(tmp_path)
     assert "outputs: no such folder" in refusal(lambda: tensorboard.main([]))
-    assert "no sweep and no run" in refusal(lambda: tensorboard.main(["last"]))
+    assert "there is no run" in refusal(lambda: tensorboard.main(["last"]))
     assert "port=x" in refusal(lambda: tensorboard.main([str(trained.folder), "port=x"]))
 
 

@@ -1,8 +1,15 @@
-"""What a run shows of itself: pictures, distributions, curves and tables, each by one small callback.
+"""What does a run show of itself? Pictures, distributions, scalars and tables, each by one small callback.
 
-None of them changes a number of the run: they look between epochs, at images that no one trains on, without dropout.
+No inspection changes a number of the run: it looks between epochs, at test images, without dropout. A new one is a
+subclass of `base.Inspection` in a file of its own, and its name in `vggexp.config.schema.INSPECTIONS`.
 
-N images, C channels, H×W pixels, K classes.
+- `base`: when an inspection looks, and at which images and layers
+- `gauges`, `distributions`, `predictions`, `pictures`, `gradcam`, `description`, `projection`: the inspections
+- `board`: where pictures, histograms and texts go: TensorBoard, MLflow or Weights & Biases
+- `loggers`, `csvlog`: where numbers go: the chosen logger, and `metrics.csv`
+- `figures`: confusion matrices, galleries and bars, drawn by matplotlib
+- `cost`, `dry_run`, `networks`: what networks cost: per layer, as a peak estimated without a run, side by side
+- `profile`: where the time of a training step goes
 """
 
 from pathlib import Path
@@ -10,35 +17,19 @@ from pathlib import Path
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
 
+from vggexp.config.instantiate import locate
 from vggexp.config.schema import Config
+from vggexp.inspection.base import Inspection
+from vggexp.inspection.board import Board, board_of
 
 
 def callbacks(cfg: Config, folder: Path, logger: Logger | None) -> list[Callback]:
-    """The inspections that a config asks for.
+    """The inspections that `inspect.show` names, in its order.
 
     Args:
         folder: of the run.
-        logger: that shows them; without one there are scalars alone, in `metrics.csv`.
+        logger: shows the pictures; without one, only those inspections that log scalars are of use.
     """
-    from vggexp.inspection.board import Board, board
-    from vggexp.inspection.description import Description
-    from vggexp.inspection.distributions import Distributions
-    from vggexp.inspection.gauges import Gauges
-    from vggexp.inspection.pictures import GradCAM, Pictures
-    from vggexp.inspection.predictions import Predictions
-    from vggexp.inspection.projection import Projection
-
-    place, how = Board() if logger is None else board(logger), cfg.inspect
-    every: dict[str, Callback] = {
-        "gauges": Gauges(place),
-        "distributions": Distributions(place, how.times),
-        "predictions": Predictions(place, how.times),
-    }
-    if logger is not None:
-        every |= {
-            "pictures": Pictures(place, how.times),
-            "gradcam": GradCAM(place, how.times),
-            "description": Description(place, cfg, folder),
-            "projector": Projection(place),
-        }
-    return [callback for name, callback in every.items() if getattr(how, name)]
+    board = Board() if logger is None else board_of(logger)
+    kinds = [locate(target, Inspection) for target in cfg.inspect.targets()]
+    return [kind(board, cfg, folder) for kind in kinds if logger is not None or kind.shows_scalars]

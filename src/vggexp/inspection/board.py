@@ -1,4 +1,4 @@
-"""Where an inspection is shown: each logger shows what it can."""
+"""Where an inspection's pictures, histograms and texts go: each logger shows what it can."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Picture = NDArray[np.uint8]
 
 
 class Board:
-    """Shows nothing: the base of those that do."""
+    """Shows nothing; its subclasses override what their logger can show."""
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         """One image under a tag, at a step."""
@@ -24,23 +24,23 @@ class Board:
         """The distribution of values of any shape."""
 
     def text(self, tag: str, markdown: str) -> None:
-        """Once for the run."""
+        """A text that belongs to the whole run."""
 
     def pr_curve(self, tag: str, labels: Tensor, probabilities: Tensor, step: int) -> None:
-        """(N,) whether an image belongs to a class, (N,) the probability that it was given."""
+        """A precision-recall curve: (N,) whether each image is of a class, (N,) the probability it was given."""
 
     def graph(self, net: nn.Module, images: Tensor) -> None:
-        """The network, as it treats (N, C, H, W) images."""
+        """The network's graph, traced with (N, C, H, W) images."""
 
     def projector(self, tag: str, features: Tensor, labels: Sequence[str], images: Tensor, step: int) -> None:
         """(N, F) features with a label and an image, (N, H, W) uint8, each."""
 
     def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Which scalars share a chart: by section and title."""
+        """Which scalars share a chart, by section and title."""
 
 
 class TensorBoard(Board):
-    """Shows all of it."""
+    """Shows everything."""
 
     def __init__(self, logger: TensorBoardLogger) -> None:
         self.logger = logger
@@ -108,13 +108,13 @@ class WandB(Board):
         self.logger.log_text(tag, columns=["text"], data=[[markdown]])
 
 
-def board(logger: Logger) -> Board:
-    """What can be shown by a logger."""
+def board_of(logger: Logger) -> Board:
+    """The board that shows by a logger."""
     if isinstance(logger, TensorBoardLogger):
         return TensorBoard(logger)
     return {"MLFlowLogger": MLflow, "WandbLogger": WandB}[type(logger).__name__](logger)
 
 
-def name(text: str) -> str:
-    """A part of a tag, of the characters that tags may have."""
+def tag(text: str) -> str:
+    """The text as a part of a tag, without the characters that tags may not have."""
     return re.sub(r"[^\w.-]+", "_", text)

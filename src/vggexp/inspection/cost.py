@@ -1,6 +1,6 @@
 """What a network costs: counted without running it, and measured in a process of its own.
 
-    python -m vggexp.inspection.cost < CONFIG.json      measures one training step, as `vggexp.summary --measure` does
+    python -m vggexp.inspection.cost < CONFIG.json      measures training steps, for `vggexp summary --measure`
 
 N images of a batch, K classes.
 """
@@ -14,23 +14,25 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggexp.config import precision
-from vggexp.config.instantiate import construct, network
+from vggexp.config.instantiate import construct, datamodule, network
 from vggexp.config.schema import Config
+from vggexp.inspection import dry_run
+from vggexp.models.cpu.fused import layer_by_layer
 from vggexp.system import memory
 
 SECONDS, STEPS = 5.0, 20
-"""How long steps are timed: until either is reached, three steps at least."""
+"""Steps are timed until either is reached, three at least."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Layer:
 
     Args:
         name, kind: its place in the network and its class.
-        shape: of its output for one image; () where that is no tensor.
+        shape: of its output for one image; () where that is not a tensor.
         parameters: their number.
-        macs: multiply-accumulates for one image, forward.
-        activation_bytes: what it keeps for the backward pass of a batch, and no layer before it kept.
+        macs: multiply-accumulates of the forward pass of one image.
+        activation_bytes: what it keeps for the backward pass of a batch, beyond what layers before it keep.
     """
 
     name: str
@@ -54,13 +56,13 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Price:
+class Cost:
     """What a network costs to train.
 
     Args:
         layers: in the order of their execution.
-        memory_bytes: the estimated peak of a training step: parameters, gradients, the optimizer's state,
-            activations, and what the step needs for a moment.
+        memory_bytes: the estimated peak of a training step: parameters, gradients, the optimizer's state, activations
+            and temporary tensors.
     """
 
     layers: list[Layer]
@@ -81,86 +83,83 @@ class Price:
 
 @dataclass(frozen=True)
 class Measured:
-    """What training steps have cost on this machine.
+    """What training steps cost on this machine.
 
     Args:
         seconds: of a training step, the median.
-        memory_bytes: the peak of a training step over the process without the network.
+        memory_bytes: the peak of a training step, beyond that of the process without the network.
     """
 
     seconds: float
     memory_bytes: int
 
 
-def price(cfg: Config) -> Price:
-    """Counts by torch's own counters on tensors without content, so no memory of the network's size is needed."""
+def estimate(cfg: Config) -> Cost:
+    """Counts on tensors without content, so that no memory of the network's size is needed."""
     cfg = precision.resolved(cfg)
-    batch, size = cfg.data.batch_size, cfg.model.image_size
-    with FakeTensorMode():
-        net: nn.Module = network(cfg.model.spec())
-        images = torch.empty((batch, cfg.model.in_channels, size, size), memory_format=torch.channels_last)
-        labels = torch.zeros(batch, dtype=torch.int64)
+    with dry_run.without_content():
+        net, optimizer, images, labels = _parts(cfg, cfg.data.batch_size)
         layers = _layers(net, images, cfg)
-        optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.parameters())
-        tracker = MemTracker()
-        tracker.track_external(net, optimizer, images, labels)
-        with tracker:
-            _step(net, optimizer, images, labels, cfg)  # creates the optimizer's state
-            tracker.reset_mod_stats()
-            _step(net, optimizer, images, labels, cfg)
-        peak = sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
-    return Price(layers, peak)
+        peak = dry_run.peak(partial(_step, net, optimizer, images, labels, cfg), net, optimizer, images, labels)
+    return Cost(layers, peak)
+
+
+def _parts(cfg: Config, batch: int, device: str | None = None) -> tuple[nn.Module, Optimizer, Tensor, Tensor]:
+    """The network, its optimizer, (N, C, S, S) images and (N,) labels; on no device, they must have no content."""
+    dimensions = datamodule(cfg).dimensions
+    size = dimensions["image_size"]
+    net: nn.Module = network(cfg.model.spec(), dimensions)
+    if device is not None:
+        net.to(device).to(memory_format=torch.channels_last)
+    optimizer: Optimizer = construct(Optimizer, cfg.optimizer.spec(), net.named_parameters())
+    shape = (batch, dimensions["in_channels"], size, size)
+    images = torch.empty(shape, device=device, memory_format=torch.channels_last).uniform_()
+    return net, optimizer, images, torch.zeros(batch, dtype=torch.int64, device=device)
 
 
 def _layers(net: nn.Module, images: Tensor, cfg: Config) -> list[Layer]:
     kept: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    seen = {own.untyped_storage()._cdata for own in (*net.parameters(), *net.buffers())}
+    seen = {own.untyped_storage() for own in (*net.parameters(), *net.buffers())}
     leaves = {name: module for name, module in net.named_modules() if not list(module.children())}
     now = ""
 
-    def enter(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            nonlocal now
-            now = name
+    def enter(name: str, *_: Any) -> None:
+        nonlocal now
+        now = name
 
-        return hook
-
-    def leave(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            shapes[name] = (1, *output.shape[1:]) if isinstance(output, Tensor) else ()
-
-        return hook
+    def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        shapes[name] = (1, *output.shape[1:]) if isinstance(output, Tensor) else ()
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
+        if storage not in seen:
+            seen.add(storage)
             kept[now] = kept.get(now, 0) + storage.nbytes()
         return tensor
 
-    handles = [module.register_forward_pre_hook(enter(name)) for name, module in leaves.items()]
-    handles += [module.register_forward_hook(leave(name)) for name, module in leaves.items()]
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor), _precision(cfg):
-        logits = net(images)  # holds what the layers keep until they have been counted
+    handles = [module.register_forward_pre_hook(partial(enter, name)) for name, module in leaves.items()]
+    handles += [module.register_forward_hook(partial(leave, name)) for name, module in leaves.items()]
+    counter = FlopCounterMode(display=False)
+    with layer_by_layer(net), counter, saved_tensors_hooks(keep, lambda tensor: tensor), _precision(cfg):
+        net(images)
     for handle in handles:
         handle.remove()
-    del logits
-    counts = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    operations = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
     return [
         Layer(
             name,
             type(leaves[name]).__name__,
             shape,
             sum(parameter.numel() for parameter in leaves[name].parameters()),
-            counts.get(name, 0) // 2 // len(images),
+            operations.get(name, 0) // 2 // len(images),
             kept.get(name, 0),
         )
         for name, shape in shapes.items()
     ]
 
 
-def _step(net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, cfg: Config) -> None:
+def _step(net: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, cfg: Config) -> None:
     with _precision(cfg, images.device.type):
         loss = F.cross_entropy(net(images), labels)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -178,7 +177,7 @@ def measure(cfg: Config) -> Measured:
     """Measures in a fresh process, on the GPU where there is one and the config allows it.
 
     Raises:
-        RuntimeError: the process failed; the text is what it said last.
+        RuntimeError: the process failed; the text is the last line that it printed.
     """
     content = json.dumps(cfg.model_dump(by_alias=True))
     command = [sys.executable, "-m", "vggexp.inspection.cost"]
@@ -192,15 +191,9 @@ def measure(cfg: Config) -> Measured:
 def _measure(cfg: Config) -> Measured:
     cfg = precision.resolved(cfg)
     cuda = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
-    device = torch.device("cuda" if cuda else "cpu")
 
     def prepare(batch: int) -> Callable[[], None]:
-        size = cfg.model.image_size
-        net = network(cfg.model.spec()).to(device, memory_format=torch.channels_last)
-        optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.parameters())
-        images = torch.rand(batch, cfg.model.in_channels, size, size, device=device)
-        labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        return lambda: _step(net, optimizer, images, labels, cfg)
+        return partial(_step, *_parts(cfg, batch, "cuda" if cuda else "cpu"), cfg)
 
     memory.return_freed()
     prepare(2)()  # loads the kernels, which are no part of the network's memory

@@ -1,9 +1,8 @@
-"""`metrics.csv`: what a run logs, a row per call."""
+"""`metrics.csv`: what a run logs, one row for each call."""
 
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,16 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from vggexp.runs import layout
-from vggexp.runs import read as runs
+from vggexp.runs import layout, read
 from vggexp.system import files
 
 
 class CSVLogger(Logger):
-    """Appends rows; where a new column appears, the file is replaced in one step.
+    """Appends rows; when a new column appears, the file is replaced in one step.
 
     Args:
         folder: of the run.
-        first_step: rows of this step and later ones are dropped from an existing file, because they will come again.
+        first_step: rows of this step and later are dropped from an existing file, because a resumed run logs them anew.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
@@ -42,7 +40,7 @@ class CSVLogger(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Nothing: they are in result.json."""
+        """Does nothing: hyperparameters are in result.json."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -52,7 +50,7 @@ class CSVLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         if not self._begun or {name for row in self.rows for name in row} - set(self.columns):
-            rows = [row for row in runs.rows(self.path) if float(row["step"]) < self._keep_below] + self.rows
+            rows = [row for row in read.rows(self.path) if float(row["step"]) < self._keep_below] + self.rows
             columns = sorted({name for row in rows for name in row})
             files.write_text(self.path, _text(rows, columns, header=True))
             self.columns, self._keep_below, self._begun = columns, math.inf, True
@@ -65,8 +63,7 @@ class CSVLogger(Logger):
     def sync(self) -> None:
         """Saves, and waits until the rows are on the disk."""
         self.save()
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
+        files.sync(self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

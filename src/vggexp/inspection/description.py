@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,18 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 from vggexp.config.schema import Config
-from vggexp.inspection.board import Board
-from vggexp.inspection.cost import price
-from vggexp.inspection.inspection import Inspection, examples, images, watched
+from vggexp.inspection.base import Inspection, examples, images, watched
+from vggexp.inspection.cost import estimate
 from vggexp.runs import layout, manifest
 
 
 class Description(Inspection):
-    """The graph, and the texts `config`, `layers` and `manifest`; once, as the run begins."""
-
-    def __init__(self, board: Board, cfg: Config, folder: Path) -> None:
-        super().__init__(board)
-        self.cfg, self.folder = cfg, folder
+    """Shows the graph and the texts `config`, `layers` and `manifest` once, when the run begins."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero or trainer.global_step:
@@ -30,8 +24,8 @@ class Description(Inspection):
         self.board.text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```")
         self.board.text("run/layers", _layers(self.cfg))
         if (self.folder / layout.RESULT).exists():
-            manifest = {key: value for key, value in manifest.load(self.folder, "").items() if key != "config"}
-            self.board.text("run/manifest", f"```json\n{json.dumps(manifest, indent=2)}\n```")
+            shown = {key: value for key, value in manifest.load(self.folder, "").items() if key != "config"}
+            self.board.text("run/manifest", f"```json\n{json.dumps(shown, indent=2)}\n```")
         net, data = pl_module.net, pl_module.trainer.datamodule
         batch = trainer.precision_plugin.convert_input(images(trainer, data, examples(data, 1)))
         with watched(trainer, net, {}), torch.no_grad(), warnings.catch_warnings():
@@ -42,7 +36,7 @@ class Description(Inspection):
 def _layers(cfg: Config) -> str:
     """A Markdown table."""
     rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
-    for layer in price(cfg).layers:
+    for layer in estimate(cfg).layers:
         shape = "×".join(map(str, layer.shape[1:]))
         rows.append(f"| {layer.name} | {layer.kind} | {shape} | {layer.parameters:,} | {layer.macs:,} |")
     return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG files."""
+"""Pictures of results as PNG files: confusion matrices, galleries, bars."""
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def pixels(draw: Callable[..., None], *args: Any) -> NDArray[np.uint8]:
-    """What one of the functions below would write into a file, as (H, W, 3)."""
+    """(H, W, 3): what one of the functions below would write into a file."""
     file = BytesIO()
     draw(*args, file)
     return np.asarray(Image.open(file).convert("RGB"))
@@ -33,13 +33,13 @@ def confusion(counts: Tensor, classes: Sequence[str], path: Path | BytesIO) -> N
     axes.set_ylabel("true")
     for row, column in np.ndindex(*table.shape):
         if table[row, column]:
-            colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(table[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(table[row, column]), ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
 def mistakes(probabilities: Tensor, labels: Tensor, names: Sequence[str], most: int) -> tuple[Tensor, list[str], str]:
-    """Of (N, K) probabilities and (N,) labels: the most confident mistakes' indices, captions, and a title."""
+    """The indices of the most confident mistakes in (N, K) probabilities, with captions and a title."""
     top, predicted = probabilities.max(1)
     wrong = torch.nonzero(predicted != labels).squeeze(1)
     worst = wrong[top[wrong].argsort(descending=True)][:most]
@@ -62,7 +62,7 @@ def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | By
 
 
 def bars(labels: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[float | None]]], path: Path) -> None:
-    """One panel for each quantity, its series as bars side by side, one group for each label; None leaves a gap."""
+    """A panel for each quantity; in it, a group of bars for each label, one bar for each series. None leaves a gap."""
     figure = Figure(figsize=(3.4 * len(panels), 1.6 + 0.42 * len(labels)), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, series) in zip(grid, panels.items(), strict=True):

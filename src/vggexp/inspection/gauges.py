@@ -1,4 +1,4 @@
-"""Scalars beside loss and accuracy: the gradient's norm and the memory, and which of all share a chart."""
+"""The gradient's norm and the memory; and which of all scalars share a chart in TensorBoard."""
 
 from typing import Any
 
@@ -6,13 +6,14 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
-from vggexp.inspection.inspection import Inspection, scale
+from vggexp.inspection.base import Inspection, gradient_scale, log
+from vggexp.runs.metrics import SCORES
 from vggexp.system import memory
 
 CHARTS = {
     "1 training": {
-        "loss": ["train/loss", "val/loss", "test/loss"],
-        "accuracy": ["train/acc", "val/acc", "test/acc"],
+        "loss": [name for name in SCORES if name.endswith("/loss")],
+        "accuracy": [name for name in SCORES if name.endswith("/acc")],
         "learning rate": ["lr"],
     },
     "2 classes": {"accuracy of each class, validation": ["val_class_acc/.*"]},
@@ -25,7 +26,9 @@ CHARTS = {
 
 
 class Gauges(Inspection):
-    """`grad_norm`, with the learning rate's steps, and `memory_gib`, the process's peak so far, per epoch."""
+    """Logs `grad_norm` at the steps that log `lr`, and `memory_gib`, the process's peak so far, after each epoch."""
+
+    shows_scalars = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -35,10 +38,8 @@ class Gauges(Inspection):
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / scale(trainer, optimizer)
-        for logger in trainer.loggers:
-            logger.log_metrics({"grad_norm": norm}, trainer.global_step)
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / gradient_scale(trainer, optimizer)
+        log(trainer, {"grad_norm": norm}, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if (peak := memory.peak()) is not None:
-            pl_module.log("memory_gib", peak / 2**30, rank_zero_only=True)
+        pl_module.log("memory_gib", memory.peak() / 2**30, rank_zero_only=True)

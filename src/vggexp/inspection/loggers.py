@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go, beside `metrics.csv`: the logger that one word chooses."""
+"""Where a run's numbers and pictures go beside `metrics.csv`: the logger that one word chooses."""
 
 import secrets
 from importlib.util import find_spec
@@ -6,55 +6,53 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import hparams
 
 from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
-from vggexp.system import paths
-
-RUN_ID = "logger_id.txt"
-"""In a run's folder: by what name the logger knows the run, so that it goes on there."""
+from vggexp.runs import layout, metrics
+from vggexp.system import files, paths
 
 ASIDE = (
     *("allowed_packages", "checkpoint.", "inspect.", "logger."),
     *("data._target_", "data.root", "data.cache_dir", "data.num_workers", "data.test_each_epoch"),
     *("trainer.benchmark", "trainer.detect_anomaly", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
 )
-"""What runs are not compared by, though it is in their configs."""
+"""Keys of the config by which runs are not compared."""
 
-RESULTS = ("test/acc", "val/acc", "test/loss", "val/loss", "images_per_second", "train/acc", "train/loss")
-"""In the order of interest: TensorBoard's table shows five before it is asked for more."""
-
-PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
+RESULTS = tuple(dict.fromkeys((*metrics.COMPARED, "images_per_second", *metrics.SCORES)))
+"""The most interesting first: TensorBoard's table shows five before it is asked for more."""
 
 
 def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
-    """
+    """The logger of a run; None if `metrics.csv` is all.
+
     Args:
         folder: of the run.
-        first_step: that a run which goes on will log; None of a new one.
+        first_step: the first that a resumed run will log; None of a new run.
 
     Raises:
         UserError: its package is not installed, or its server cannot be reached.
     """
-    spec = cfg.logger
+    name = cfg.logger.name
     logger: Logger
-    if spec.name == "csv":
+    if name == "csv":
         return None
-    if spec.name == "tensorboard":
-        purge: Any = {} if first_step is None else {"purge_step": first_step}
-        return TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
-    if find_spec(PACKAGES[spec.name]) is None:
-        raise UserError(f"logger={spec.name}: is not installed; pip install 'vggexp[{spec.name}]'", 1)
-    known = (folder / RUN_ID).read_text().strip() if (folder / RUN_ID).exists() else None
+    if name == "tensorboard":
+        return TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=first_step)
+    if find_spec(name) is None:
+        raise UserError(f"logger={name}: is not installed; pip install 'vggexp[{name}]'", 1)
+    path = folder / layout.LOGGER_ID
+    known = path.read_text().strip() if path.exists() else None
     try:
-        logger = _mlflow(cfg, folder, known) if spec.name == "mlflow" else _wandb(cfg, folder, known)
+        logger = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
         if known is None:
-            (folder / RUN_ID).write_text(f"{logger.version}\n")
-            logger.log_hyperparams(_flat(cfg))
+            files.write_text(path, f"{logger.version}\n")
+            logger.log_hyperparams(_compared(cfg))
     except Exception as error:
         text = " ".join(str(error).split())
-        raise UserError(f"logger={spec.name}: cannot be used: {type(error).__name__}: {text}", 1) from error
+        raise UserError(f"logger={name}: cannot be used: {type(error).__name__}: {text}", 1) from error
     return logger
 
 
@@ -84,21 +82,24 @@ def _wandb(cfg: Config, folder: Path, known: str | None) -> Any:
 
 
 def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None:
-    """Tells the final results, so that runs can be compared: in TensorBoard a row of its table of hyperparameters.
+    """Logs the final results, so that runs can be compared: in TensorBoard a row of its table of hyperparameters.
 
-    Its metrics are the scalars that the run has logged under these names.
+    The row's metrics are the scalars that the run has logged under these names.
     """
-    metrics = {name: result[name] for name in RESULTS if result.get(name) is not None}
+    final = {name: result[name] for name in RESULTS if result.get(name) is not None}
     if isinstance(logger, TensorBoardLogger):
-        for summary in hparams(_flat(cfg), dict.fromkeys(metrics, 0.0)):  # type: ignore[no-untyped-call]
-            logger.experiment._get_file_writer().add_summary(summary)
         logger.experiment.flush()
+        # not add_hparams, which would log the metrics once more, in a run of its own
+        writer = FileWriter(logger.log_dir)
+        for summary in hparams(_compared(cfg), dict.fromkeys(final, 0.0)):  # type: ignore[no-untyped-call]
+            writer.add_summary(summary)
+        writer.close()
     elif logger is not None:
-        logger.log_metrics({f"final/{name}": value for name, value in metrics.items()})
+        logger.log_metrics({f"final/{name}": value for name, value in final.items()})
 
 
-def _flat(cfg: Config) -> dict[str, Any]:
-    """What runs are compared by, as plain values."""
+def _compared(cfg: Config) -> dict[str, Any]:
+    """The values by which runs are compared, as plain values."""
     leaves = flatten(cfg.model_dump(by_alias=True))
     flat = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves.items()}
     return {key: value for key, value in flat.items() if not key.startswith(ASIDE) and value != "None"}

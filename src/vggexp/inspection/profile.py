@@ -12,7 +12,7 @@ TOP = 15
 
 
 class Profile(L.Callback):
-    """Watches STEPS steps after the first WAIT, in the first process.
+    """Watches STEPS steps after the first WAIT ones, in the first process.
 
     Args:
         folder: gets `trace.json`.

@@ -2,33 +2,33 @@
 
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from vggexp.runs import layout, metrics
 from vggexp.runs import read as runs
 from vggexp.runs.read import Run
 from vggexp.system import terminal
 
 SEED = "seed"
-SCORES = ("val/acc", "val/loss", "test/acc", "test/loss")
-COSTS = ("seconds", "images_per_second", "peak_memory_bytes", "parameters", "epochs")
-CURVES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/acc", "images_per_second")
+COLUMNS = (*metrics.COMPARED, "seconds")
+"""The results in tables of groups."""
+
+CURVES = (*metrics.SCORES, "images_per_second")
+PROGRESS = {"epoch": "epoch", "train_seconds": "seconds of training"}
+"""How far training is: what curves are drawn against, with the axis's title."""
 
 
 class Spread(NamedTuple):
-    """Of one result over some runs."""
+    """One result over some runs."""
 
     mean: float
     deviation: float | None
     """The sample standard deviation; None of a single run."""
-
-    def text(self, form: str = ".4f") -> str:
-        """For people."""
-        return f"{self.mean:{form}}" + ("" if self.deviation is None else f" ± {self.deviation:{form}}")
 
 
 class Group(NamedTuple):
@@ -39,8 +39,23 @@ class Group(NamedTuple):
     runs: list[Run]
 
     def spread(self, name: str) -> Spread | None:
-        """Of a result over the completed runs; None if there is none."""
-        return spread([run.number(name) for run in self.runs if run.status == "completed"])
+        """A result over the completed runs; None if there is none."""
+        return spread([run.score(name) for run in self.runs])
+
+    def best(self, name: str) -> Run | None:
+        """The completed run with the best result."""
+        return metrics.best(self.runs, lambda run: run.score(name), name)
+
+    def text(self, name: str) -> str:
+        """A result as it is printed."""
+        if (found := self.spread(name)) is None:
+            return metrics.text(name, None)
+        parts = (found.mean,) if found.deviation is None else (found.mean, found.deviation)
+        return " ± ".join(metrics.text(name, part) for part in parts)
+
+    def row(self) -> list[str]:
+        """The axes' values, the number of runs and the results of COLUMNS."""
+        return [*map(runs.text, self.values.values()), str(len(self.runs)), *map(self.text, COLUMNS)]
 
 
 class Report(NamedTuple):
@@ -49,17 +64,17 @@ class Report(NamedTuple):
     title: str
     runs: list[Run]
     configs: list[dict[str, Any]]
-    """Of each run, its keys joined by dots."""
+    """The config of each run, its keys joined by dots."""
     axes: list[str]
-    """The keys that vary, the seed left out."""
+    """The keys that vary, without the seed."""
     objective: str
     """val/acc, or test/acc where nothing was validated."""
     groups: list[Group]
     """The best first."""
     curves: list[list[dict[str, float]]]
-    """Of each run, what it logged at the end of each epoch."""
+    """What each run logged at the end of each epoch."""
     commands: list[str]
-    """Of each run, what repeats it."""
+    """What repeats each run."""
     machines: list[str]
     """What the completed runs were trained on."""
     notes: list[str]
@@ -67,32 +82,36 @@ class Report(NamedTuple):
     differences: list[tuple[str, str, str]]
     """Where there are two runs: key, value, other value."""
 
+    def header(self) -> list[str]:
+        """The columns of a table of groups, see `Group.row`."""
+        return [*self.axes, "runs", *COLUMNS]
+
     def best(self) -> Run | None:
-        """By the objective."""
-        scored = [run for run in self.runs if run.status == "completed" and run.number(self.objective) is not None]
-        return max(scored, key=lambda run: run.result[self.objective], default=None)
+        """The completed run that is best by the objective."""
+        return Group({}, self.runs).best(self.objective)
 
     def failures(self) -> list[Run]:
-        """What did not complete, but for what has not begun or goes on."""
+        """The runs that ended without completing."""
         return [run for run in self.runs if run.status in ("failed", "unreadable", "interrupted")]
 
-    def per_value(self) -> list[tuple[str, str, Group]]:
-        """For each axis and each of its values, the runs that have it."""
-        found = []
-        for axis in self.axes:
-            values = sorted({runs.text(config.get(axis)) for config in self.configs if config}, key=number_first)
-            for value in values:
-                having = [
-                    run
-                    for run, config in zip(self.runs, self.configs, strict=True)
-                    if config and runs.text(config.get(axis)) == value
-                ]
-                found.append((axis, value, Group({axis: value}, having)))
-        return found
+    def levels(self) -> list[tuple[str, str, Group]]:
+        """Each axis, each of its values, and the runs that have it."""
+        having: dict[tuple[str, str], list[Run]] = {}
+        for run, config in zip(self.runs, self.configs, strict=True):
+            for axis in self.axes if config else ():
+                having.setdefault((axis, runs.text(config.get(axis))), []).append(run)
+        order = sorted(having, key=lambda level: (self.axes.index(level[0]), number_first(level[1])))
+        return [(axis, value, Group({axis: value}, having[axis, value])) for axis, value in order]
+
+    def pair(self) -> tuple[str, str] | None:
+        """The two axes of a heatmap: resize and learning rate where they vary, else the first two."""
+        wanted = [axis for axis in ("data.resize", "optimizer.lr") if axis in self.axes]
+        chosen = [*wanted, *(axis for axis in self.axes if axis not in wanted)]
+        return (chosen[0], chosen[1]) if len(chosen) > 1 else None
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Of the numbers among some values."""
+    """The spread of the numbers among some values."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return None
@@ -100,7 +119,7 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def number_first(text: str) -> tuple[int, float, str]:
-    """Sorts texts by their number, if they are one."""
+    """A key that sorts numbers by their value, and other texts after them."""
     try:
         return 0, float(text), ""
     except ValueError:
@@ -111,22 +130,18 @@ def collect(places: Sequence[Path], found: Sequence[Run]) -> Report:
     """Puts runs side by side.
 
     Args:
-        places: where they were looked for, for the title.
+        places: where the runs were looked for, for the title.
     """
     configs = [run.config for run in found]
-    varied = runs.varied([config for config in configs if config])
-    axes = [key for key in varied if key != SEED]
-    validated = any(run.number("val/acc") is not None for run in found)
-    objective = "val/acc" if validated else "test/acc"
-    by_values: dict[tuple[str, ...], list[int]] = {}
-    for n, config in enumerate(configs):
+    axes = [key for key in runs.varied([config for config in configs if config]) if key != SEED]
+    validated = any(run.number(metrics.OBJECTIVE) is not None for run in found)
+    objective = metrics.OBJECTIVE if validated else metrics.WITHOUT_VALIDATION
+    by_values: dict[tuple[str, ...], Group] = {}
+    for run, config in zip(found, configs, strict=True):
         if config:
-            by_values.setdefault(tuple(str(config.get(axis)) for axis in axes), []).append(n)
-    groups = [
-        Group({axis: configs[members[0]].get(axis) for axis in axes}, [found[n] for n in members])
-        for members in by_values.values()
-    ]
-    groups.sort(key=lambda group: -(score.mean if (score := group.spread(objective)) else -1.0))
+            values = {axis: config.get(axis) for axis in axes}
+            by_values.setdefault(tuple(map(str, values.values())), Group(values, [])).runs.append(run)
+    groups = sorted(by_values.values(), key=lambda group: -(score.mean if (score := group.spread(objective)) else -1.0))
     return Report(
         title=", ".join(terminal.short(place.resolve()) for place in places),
         runs=list(found),
@@ -145,37 +160,45 @@ def collect(places: Sequence[Path], found: Sequence[Run]) -> Report:
 def _command(run: Run) -> str:
     """What trains a run again, from what Hydra has noted of it."""
     try:
-        overrides = OmegaConf.load(run.folder / ".hydra" / "overrides.yaml")
+        overrides = OmegaConf.load(run.folder / layout.OVERRIDES)
         flags = [arg for arg in run.result["command"] if arg.startswith("--config")]
-        return shlex.join(["python", "-m", "vggexp.train", *flags, *map(str, overrides)])
+        return shlex.join(["vggexp", "train", *flags, *map(str, overrides)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError):
         return ""
+
+
+def _part(run: Run, part: str) -> dict[str, Any]:
+    """A mapping in a run's result; empty where it is missing or broken."""
+    values = run.result.get(part)
+    return values if isinstance(values, dict) else {}
 
 
 def _machine(run: Run) -> str:
     """The processor or GPU, the threads and the precision."""
     device = str(run.result.get("device"))
     if device == "cpu":
-        device = str((run.result.get("hardware") or {}).get("cpu"))
+        device = str(_part(run, "hardware").get("cpu"))
     return f"{device}, {run.result.get('threads')} threads, {run.result.get('precision')}"
 
 
 def _revision(run: Run) -> str:
-    git = run.result.get("git")
-    if isinstance(git, dict):
-        return str(git.get("revision"))[:8] + (", changed" if git.get("dirty") else "")
-    return "no checkout"
+    git = _part(run, "git")
+    return str(git.get("revision"))[:8] + (", changed" if git.get("dirty") else "") if git else "no checkout"
+
+
+NOTED: dict[str, Callable[[Run], str]] = {
+    "versions of vggexp": lambda run: str(_part(run, "versions").get("vggexp")),
+    "versions of torch": lambda run: str(_part(run, "versions").get("torch")),
+    "revisions of the code": _revision,
+    "processors": lambda run: str(_part(run, "hardware").get("cpu")),
+    "numbers of threads": lambda run: str(run.result.get("threads")),
+}
+"""Where runs that differ should not be compared without a word."""
 
 
 def _notes(found: Sequence[Run]) -> list[str]:
     notes = []
-    for name, of in (
-        ("versions of vggexp", lambda run: str((run.result.get("versions") or {}).get("vggexp"))),
-        ("versions of torch", lambda run: str((run.result.get("versions") or {}).get("torch"))),
-        ("revisions of the code", _revision),
-        ("processors", lambda run: str((run.result.get("hardware") or {}).get("cpu"))),
-        ("numbers of threads", lambda run: str(run.result.get("threads"))),
-    ):
+    for name, of in NOTED.items():
         known = [of(run) for run in found if run.status == "completed"]
         if len(counts := {text: known.count(text) for text in known}) > 1:
             notes.append(f"{name} differ: {'; '.join(f'{text} ({count} runs)' for text, count in counts.items())}")
@@ -183,16 +206,14 @@ def _notes(found: Sequence[Run]) -> list[str]:
 
 
 def _differences(found: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """Of two runs, in config, versions, source and machine."""
+    """Where two runs differ in config, versions, source and machine."""
     sides = []
     for run in found:
         side = {f"config.{key}": runs.text(value) for key, value in run.config.items()}
         for part in ("versions", "git", "hardware"):
-            values = run.result.get(part)
-            side |= {f"{part}.{key}": str(value) for key, value in values.items()} if isinstance(values, dict) else {}
+            side |= {f"{part}.{key}": str(value) for key, value in _part(run, part).items()}
         own = ("status", "device", "precision", "threads")
-        side |= {name: str(run.result[name]) for name in own if name in run.result}
-        sides.append(side)
+        sides.append(side | {name: str(run.result[name]) for name in own if name in run.result})
     one, other = sides
     keys = dict.fromkeys([*one, *other])
     return [(key, one.get(key, "–"), other.get(key, "–")) for key in keys if one.get(key) != other.get(key)]

@@ -3,8 +3,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const SCALE = "Cividis";
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8c564b", "#7f7fff", "#6b8e23", "#e15759"];
-const LOWER_IS_BETTER = /loss|seconds|memory|parameters/;
+const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8c564b", "#7f7fff", "#6b8e23", "#e15759"];
+const lowerIsBetter = (name) => name in data.metrics && !data.metrics[name].higher;
 
 function make(tag, text, name) {
   const element = document.createElement(tag);
@@ -15,9 +15,9 @@ function make(tag, text, name) {
 
 function show(value, name) {
   if (value === null || value === undefined) return "–";
-  if (/acc|loss/.test(name)) return value.toFixed(4);
   if (/memory/.test(name)) return (value / 2 ** 30).toFixed(2) + " GiB";
-  return value.toLocaleString("en", { maximumFractionDigits: value < 100 ? 1 : 0 });
+  const digits = data.metrics[name]?.digits;
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits ?? (value < 100 ? 1 : 0) });
 }
 
 const nearestName = (axis) => axis.split(".").pop();
@@ -52,7 +52,7 @@ for (const run of data.runs) groups.set(run.group, [...(groups.get(run.group) ??
 const scores = (runs, name) => runs.map((run) => score(run, name)).filter((value) => value !== null && value !== undefined);
 const worth = (group) => (scores(groups.get(group), data.objective).length ? mean(scores(groups.get(group), data.objective)) : -1);
 const bestFirst = [...groups.keys()].sort((a, b) => worth(b) - worth(a));
-const colour = (run) => COLOURS[bestFirst.indexOf(run.group)] ?? css("--quiet");
+const color = (run) => COLORS[bestFirst.indexOf(run.group)] ?? css("--quiet");
 
 function shown() {
   const words = byId("words").value.toLowerCase().split(/\s+/).filter(Boolean), status = byId("status").value;
@@ -89,7 +89,7 @@ function drawCurves(runs) {
   const x = byId("curves-x").value, y = byId("curves-y").value, title = data.progress[x];
   const traces = runs.filter((run) => run.curve[x] && run.curve[y]).reverse().map((run) => ({
     type: "scatter", mode: run.curve.epoch.length > 20 ? "lines" : "lines+markers", x: run.curve[x], y: run.curve[y],
-    line: { color: colour(run), width: 1.6 }, marker: { size: 5 }, opacity: 0.85, name: label(run),
+    line: { color: color(run), width: 1.6 }, marker: { size: 5 }, opacity: 0.85, name: label(run),
     hovertemplate: `${label(run)}<br>${title} %{x:.4~g}<br>${y} %{y:.4f}<extra></extra>`,
   }));
   const longest = Math.max(...runs.map((run) => run.curve.epoch?.length ?? 0));
@@ -106,7 +106,7 @@ function drawHeatmap(runs) {
   const texts = cells.map((row) => row.map((cell) => (cell.length ? show(mean(cell), z) : "")));
   const hover = cells.map((row) => row.map((cell) => `${cell.length} runs` + (cell.length > 1 ? `, ± ${show(deviation(cell), z)}` : "")));
   draw("heatmap", [{
-    type: "heatmap", x: across, y: up, z: values, text: texts, customdata: hover, colorscale: SCALE, reversescale: LOWER_IS_BETTER.test(z),
+    type: "heatmap", x: across, y: up, z: values, text: texts, customdata: hover, colorscale: SCALE, reversescale: lowerIsBetter(z),
     texttemplate: across.length * up.length <= 80 ? "%{text}" : "", hoverongaps: false, xgap: 2, ygap: 2, colorbar: { thickness: 12, outlinewidth: 0 },
     hovertemplate: `${nearestName(x)} %{x}<br>${nearestName(y)} %{y}<br>mean ${z} %{text}<br>%{customdata}<extra></extra>`,
   }], layout(x, y, { xaxis: { ...layout(x).xaxis, type: "category" }, yaxis: { ...layout(x, y).yaxis, type: "category" } }));
@@ -116,7 +116,7 @@ function drawPareto(runs) {
   const x = byId("pareto-x").value, y = byId("pareto-y").value;
   const points = runs.filter((run) => score(run, x) != null && score(run, y) != null);
   if (!points.length) return draw("pareto", []);
-  const cheap = x === "images_per_second" ? -1 : 1, good = LOWER_IS_BETTER.test(y) ? -1 : 1;
+  const cheap = lowerIsBetter(x) ? 1 : -1, good = lowerIsBetter(y) ? -1 : 1;
   const front = [];
   for (const run of [...points].sort((a, b) => cheap * (a.numbers[x] - b.numbers[x]) || good * (b.numbers[y] - a.numbers[y]))) {
     if (!front.length || good * run.numbers[y] > good * front[front.length - 1].numbers[y]) front.push(run);
@@ -126,7 +126,7 @@ function drawPareto(runs) {
   draw("pareto", [
     { type: "scatter", mode: "lines", x: values(x, front), y: values(y, front), line: { color: css("--quiet"), width: 1.5, shape: cheap > 0 ? "hv" : "vh", dash: "dot" }, hoverinfo: "skip" },
     { type: "scatter", mode: "markers", x: values(x, points), y: values(y, points), text: points.map(label),
-      marker: { size: 10, color: points.map(colour), line: { width: points.map((run) => (front.includes(run) ? 2 : 0)), color: css("--ink") } },
+      marker: { size: 10, color: points.map(color), line: { width: points.map((run) => (front.includes(run) ? 2 : 0)), color: css("--ink") } },
       hovertemplate: `%{text}<br>${x} %{x:.4~g}<br>${y} %{y:.4f}<extra></extra>` },
   ], layout(title, y, { xaxis: { ...layout(title).xaxis, type: "log" } }));
 }
@@ -144,7 +144,7 @@ function drawParallel(runs) {
     return [axis, place];
   }));
   ticks.push([axes.length, 0, show(low, z)], [axes.length, 1, show(high, z)]);
-  const shade = (run) => (LOWER_IS_BETTER.test(z) ? 1 - share(run) : share(run));
+  const shade = (run) => (lowerIsBetter(z) ? 1 - share(run) : share(run));
   const traces = points.map((run) => ({
     type: "scatter", mode: "lines", x: [...axes.keys(), axes.length], y: [...axes.map((axis) => height[axis].get(run.values[axis])), share(run)],
     line: { color: blend(shade(run)), width: 1.2 + 1.4 * shade(run), shape: "spline", smoothing: 0.6 }, opacity: 0.45 + 0.5 * shade(run),
@@ -191,7 +191,7 @@ function fill(id, columns, rows) {
     if (column.key) {
       const button = make("button", column.name);
       button.type = "button";
-      const up = sort && sort.name === column.name ? -sort.up : column.number && !LOWER_IS_BETTER.test(column.name) ? -1 : 1;
+      const up = sort && sort.name === column.name ? -sort.up : column.number && !lowerIsBetter(column.name) ? -1 : 1;
       button.addEventListener("click", () => {
         sorting[id] = { name: column.name, up };
         refreshTables();
@@ -273,10 +273,10 @@ function copyButton(run) {
 
 function drawLegend(runs) {
   const here = bestFirst.filter((group) => runs.some((run) => run.group === group));
-  const named = here.filter((group) => bestFirst.indexOf(group) < COLOURS.length);
+  const named = here.filter((group) => bestFirst.indexOf(group) < COLORS.length);
   byId("legend").replaceChildren(...(here.length < 2 ? [] : named).map((group) => {
     const first = groups.get(group)[0], item = make("li"), dot = make("span", "●");
-    dot.style.color = colour(first);
+    dot.style.color = color(first);
     item.append(dot, " ", label({ ...first, values: { ...first.values, seed: undefined } }) || first.name);
     return item;
   }), ...(here.length > named.length ? [make("li", `● ${here.length - named.length} others`, "quiet")] : []));
@@ -312,12 +312,12 @@ function card(title, text, more) {
 function start() {
   document.title = `${data.title} – vggexp`;
   byId("title").textContent = data.title;
-  byId("made").textContent = `Made by vggexp.report, ${data.made}.`;
+  byId("made").textContent = `Made by vggexp report, ${data.made}.`;
   const statuses = [...new Set(data.runs.map((run) => run.status))];
   byId("counts").textContent = statuses.map((status) => `${data.runs.filter((run) => run.status === status).length} ${status}`).join(", ");
 
   const done = data.runs.filter((run) => run.status === "completed");
-  for (const name of ["val/acc", "test/acc"].filter((each) => data.scores.includes(each))) {
+  for (const name of data.scores.filter((each) => !lowerIsBetter(each))) {
     const best = done.filter((run) => run.numbers[name] !== null).sort((a, b) => b.numbers[name] - a.numbers[name])[0];
     if (best) card(`best ${name}`, show(best.numbers[name], name), label(best));
   }

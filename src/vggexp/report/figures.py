@@ -10,20 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from vggexp.report.collect import Group, Report, number_first, spread
+from vggexp.report.collect import PROGRESS, Group, Report, number_first, spread
 from vggexp.runs import read as runs
 
 NAMED = 10
-"""Groups that a figure tells apart, the best; the others are grey."""
-
-PROGRESS = {"epoch": "epoch", "train_seconds": "seconds of training"}
-"""How far training is, which curves are drawn against."""
+"""Groups that have a color and a name in a figure, the best; the others are gray."""
 
 STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
 
 def draw(report: Report, folder: Path) -> list[str]:
-    """Each figure that the runs have enough for, as `NAME.png` and `NAME.svg`; returns the names."""
+    """Writes each figure for which there are enough runs, as `NAME.png` and `NAME.svg`; returns the names."""
     drawn = []
     with rc_context(STYLE):
         for name, figure in (
@@ -61,12 +58,12 @@ def _curves(report: Report, against: str) -> Figure | None:
             continue
         place, mean, deviation = np.array(points).T
         named = n < NAMED
-        colour = f"C{n}" if named else "0.8"
+        color = f"C{n}" if named else "0.8"
         marker = "o" if len(points) == 1 else None
         text, width = (label(group), 1.5) if named else (None, 0.6)
-        axes.plot(place, mean, color=colour, marker=marker, lw=width, label=text)
+        axes.plot(place, mean, color=color, marker=marker, lw=width, label=text)
         if named and deviation.any():
-            axes.fill_between(place, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
+            axes.fill_between(place, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
     if not axes.lines:
         return None
     if against == "epoch":
@@ -92,16 +89,9 @@ def _legend(axes: Axes) -> None:
     axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def pair(report: Report) -> tuple[str, str] | None:
-    """The two axes of the heatmap: resize and learning rate where they vary, else the first two."""
-    wanted = [axis for axis in ("data.resize", "optimizer.lr") if axis in report.axes]
-    chosen = [*wanted, *(axis for axis in report.axes if axis not in wanted)][:2]
-    return (chosen[0], chosen[1]) if len(chosen) == 2 else None
-
-
 def _heatmap(report: Report) -> Figure | None:
     """The mean objective over two axes."""
-    if (both := pair(report)) is None or report.best() is None:
+    if (both := report.pair()) is None or report.best() is None:
         return None
     columns, rows = (
         sorted({runs.text(group.values[axis]) for group in report.groups}, key=number_first) for axis in both
@@ -110,8 +100,8 @@ def _heatmap(report: Report) -> Figure | None:
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             here = [g for g in report.groups if [runs.text(g.values[axis]) for axis in both] == [column, row]]
-            found = [run.number(report.objective) for group in here for run in group.runs if run.status == "completed"]
-            if (value := spread(found)) is not None:
+            found = [run for group in here for run in group.runs]
+            if (value := Group({}, found).spread(report.objective)) is not None:
                 table[y, x] = value.mean
     figure = Figure(figsize=(2.2 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -122,14 +112,14 @@ def _heatmap(report: Report) -> Figure | None:
     axes.set_ylabel(both[1])
     middle = (np.nanmin(table) + np.nanmax(table)) / 2
     for y, x in np.argwhere(np.isfinite(table)):
-        colour = "black" if table[y, x] > middle else "white"
-        axes.text(x, y, f"{table[y, x]:.3f}", ha="center", va="center", color=colour, fontsize=8)
+        color = "black" if table[y, x] > middle else "white"
+        axes.text(x, y, f"{table[y, x]:.3f}", ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, label=f"mean {report.objective}")
     return figure
 
 
 def _pareto(report: Report) -> Figure | None:
-    """The objective against the time that training took, and the runs that none beats in both."""
+    """The objective against the time of training, and the front of groups that no other beats in both."""
     found = [(group.spread("seconds"), group.spread(report.objective), n) for n, group in enumerate(report.groups)]
     points = [(s.mean, o.mean, n) for s, o, n in found if s is not None and o is not None]
     if len(points) < 2:
@@ -138,8 +128,8 @@ def _pareto(report: Report) -> Figure | None:
     axes = figure.subplots()
     for seconds, score, n in points:
         named = n < NAMED
-        colour, text = (f"C{n}", label(report.groups[n])) if named else ("0.8", None)
-        axes.plot(seconds, score, "o", color=colour, label=text)
+        color, text = (f"C{n}", label(report.groups[n])) if named else ("0.8", None)
+        axes.plot(seconds, score, "o", color=color, label=text)
     front = pareto([(seconds, score) for seconds, score, _ in points])
     axes.plot(*np.array(front).T, color="0.4", lw=1, drawstyle="steps-post", zorder=0)
     _time(axes)
@@ -150,7 +140,7 @@ def _pareto(report: Report) -> Figure | None:
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, score), those that cost less than all with as high a score, by cost."""
+    """The (cost, score) pairs that cost less than all others with as high a score, by cost."""
     front: list[tuple[float, float]] = []
     for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or score > front[-1][1]:
@@ -159,7 +149,7 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _parallel(report: Report) -> Figure | None:
-    """A line for each group across all axes, coloured by the objective."""
+    """A line for each group across all axes, colored by the objective."""
     scored = [(group, found.mean) for group in report.groups if (found := group.spread(report.objective)) is not None]
     if len(report.axes) < 2 or len(scored) < 2:
         return None
@@ -180,8 +170,8 @@ def _parallel(report: Report) -> Figure | None:
     for end, value in ((0.0, low), (1.0, high)):
         axes.annotate(f"{value:.3f}", (len(report.axes), end), xytext=(4, 0), textcoords="offset points", fontsize=7)
     for n in np.argsort(scores):
-        colour = colormaps["cividis"](float(heights[-1][n]))
-        axes.plot(range(len(heights)), [height[n] for height in heights], color=colour, lw=1.2)
+        color = colormaps["cividis"](float(heights[-1][n]))
+        axes.plot(range(len(heights)), [height[n] for height in heights], color=color, lw=1.2)
     axes.set_xticks(range(len(heights)), [*report.axes, report.objective], rotation=15)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
