@@ -15,7 +15,7 @@ logits are within 1e-4 of the network's.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -25,14 +25,14 @@ from vggexp.inference import load
 from vggexp.runs import layout
 from vggexp.system import terminal
 
+Format = Literal["onnx", "torch", "safetensors"]
+
 
 class Export(options.Options):
     run: str
-    formats: Annotated[
-        list[Literal["onnx", "torch", "safetensors"]],
-        Field(min_length=1),
-        BeforeValidator(lambda text: text.split(",")),
-    ] = Field(default_factory=lambda: ["onnx", "torch", "safetensors"])
+    formats: Annotated[list[Format], Field(min_length=1), BeforeValidator(lambda text: text.split(","))] = Field(
+        default_factory=lambda: list(get_args(Format))
+    )
     input: Literal["raw", "tensor"] = "raw"
     output: Path | None = None
 

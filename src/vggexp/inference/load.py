@@ -64,9 +64,9 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
 
     place = f"run={path}"
     content = file.read(path, "run")
-    stored, classes, dimensions = (content.get(key) for key in ("config", "classes", "dimensions"))
-    described = isinstance(stored, dict) and isinstance(classes, list) and isinstance(dimensions, dict)
-    if not described or "state_dict" not in content:
+    about: list[Any] = [content.get(key) for key in ("config", "classes", "dimensions", "state_dict")]
+    stored, classes, dimensions, weights = about
+    if [type(part) for part in about[:3]] != [dict, list, dict] or weights is None:
         raise UserError(
             f"{place}: is not a checkpoint of a run; to start from bare weights, train with model.weights={path}"
         )
@@ -89,9 +89,9 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
 
     try:
         with torch.device("meta"):  # takes no memory, however large the file says that its network is
-            from_config(cfg, dimensions, classes).load_state_dict(content["state_dict"], assign=True)
+            from_config(cfg, dimensions, classes).load_state_dict(weights, assign=True)
         module = from_config(cfg, dimensions, classes)
-        module.load_state_dict(content["state_dict"])
+        module.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         first = [line.strip() for line in str(error).splitlines()[:2]]
         raise UserError(f"{place}: its weights do not fit the network that it names: {' '.join(first)}") from error
