@@ -1,4 +1,4 @@
-"""The kernels for batch normalisation and ReLU compute what torch's layers do, forth, back and in the running means."""
+"""The kernels for batch normalization and ReLU compute what torch does: output, gradients and running means."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vggexp.models.cpu import batchnorm
-from vggexp.models.cpu.fused import Block
+from vggexp.models.cpu.fused import Block, layer_by_layer
 
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """How far the largest difference may be off, as a share of the largest value."""
@@ -58,7 +58,7 @@ def test_training_is_torchs(shape: tuple[int, ...], dtype: torch.dtype, relu: bo
 def test_evaluation_is_torchs(dtype: torch.dtype) -> None:
     ours, images = layers(32).eval(), maps(5, 32, 6, 6, dtype=dtype)
     with torch.no_grad():
-        assert batchnorm.fits(images, ours[0])
+        assert batchnorm.has_kernel(images, ours[0])
         assert close(ours(images), plain(ours)(images), TYPES[dtype])
     assert ours[0].num_batches_tracked == 0
 
@@ -108,7 +108,7 @@ def test_bf16_is_rounded_to_the_nearest_and_from_halfway_to_even() -> None:
     ids=["12 channels", "cumulative", "no weights", "float64", "NCHW", "gradient in evaluation"],
 )
 def test_what_has_no_kernel_is_left_to_torch(norm: nn.BatchNorm2d, images: Tensor) -> None:
-    assert not batchnorm.fits(images, norm)
+    assert not batchnorm.has_kernel(images, norm)
     block = Block(norm, nn.ReLU())
     assert torch.equal(plain(block)(images), block(images))
 
@@ -120,11 +120,12 @@ def test_one_value_per_channel_is_refused_as_torch_does() -> None:
 
 @pytest.mark.usefixtures("_no_compiler")
 def test_without_a_compiler_torch_does_the_work() -> None:
-    assert not batchnorm.fits(maps(4, 16, 6, 6), nn.BatchNorm2d(16))
+    assert not batchnorm.has_kernel(maps(4, 16, 6, 6), nn.BatchNorm2d(16))
 
 
-def test_a_hook_on_the_layer_sees_its_output() -> None:
+def test_layer_by_layer_shows_the_layers_own_output() -> None:
     block, seen = layers(16), []
     block[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output.min()))
-    block(maps(4, 16, 6, 6))
+    with layer_by_layer(block):
+        block(maps(4, 16, 6, 6))
     assert seen[0] < 0

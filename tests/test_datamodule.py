@@ -1,16 +1,21 @@
-"""Splits, order and batches."""
+"""Splits, order, batches, and a position from which training resumes exactly."""
 
 import os
+from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthetic import TEST, TRAIN, SyntheticMNIST
+from vggexp.data.augment import augment
 from vggexp.data.datamodule import Batches, split
 from vggexp.data.resize import resize
 from vggexp.errors import UserError
+from vggexp.system.seeds import AUGMENTATION, seed_at
 
 
 def module(**options: object) -> SyntheticMNIST:
@@ -113,3 +118,131 @@ def test_train_size_takes_a_stratified_part_of_the_rest() -> None:
 def test_sizes_that_do_not_fit_are_named(options: dict[str, object], key: str) -> None:
     with pytest.raises(UserError, match=key):
         module(**options)
+
+
+def test_the_data_give_the_networks_ends() -> None:
+    assert SyntheticMNIST(resize=45).dimensions == {"image_size": 45, "in_channels": 1, "num_classes": 10}
+
+
+CHANGES = {"flip": True, "shift": 2, "cutout": 8}
+EPOCHS, BATCHES = 3, 5
+"""Of 300 images, 64 a batch."""
+
+
+class Recorder(L.LightningModule):
+    """Learns nothing, and notes what it gets in training and where the data say it stands."""
+
+    def __init__(self, save_at: dict[str, tuple[int, int]], folder: Path) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.save_at, self.folder = save_at, folder
+        self.seen: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.positions: dict[str, list[tuple[int, int]]] = {}
+        self.saving = ""
+
+    def _note(self, hook: str) -> None:
+        position = self.trainer.datamodule.position
+        self.positions.setdefault(hook, []).append(position)
+        if self.save_at.get(hook) == position:
+            self.saving = hook
+            self.trainer.save_checkpoint(self.folder / f"{hook}.ckpt")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lets a run that is saved in validation resume at the beginning of it, as runs do."""
+        if self.saving == "validation":
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for counter in ("total", "current"):
+                progress[counter] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+    def on_train_epoch_start(self) -> None:
+        self._note("epoch start")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.seen[self.trainer.current_epoch, batch_idx] = batch
+        return batch[0].mean() * self.weight
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._note("batch end")
+        if self.save_at.get("stop") == self.positions["batch end"][-1]:
+            raise KeyboardInterrupt
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._note("validation")
+
+    def on_train_epoch_end(self) -> None:
+        self._note("epoch end")
+
+    def on_train_end(self) -> None:
+        self._note("end")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder: Path, workers: int, *, epochs: int = EPOCHS, resume: str | None = None, **save_at: Any) -> Recorder:
+    recorder = Recorder({key.replace("_", " "): value for key, value in save_at.items()}, folder)
+    options = {
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "accelerator": "cpu",
+    }
+    trainer = L.Trainer(max_epochs=epochs, enable_model_summary=False, use_distributed_sampler=False, **options)
+    data = module(num_workers=workers, batch_size=64, seed=5, **CHANGES)
+    try:
+        trainer.fit(recorder, data, ckpt_path=resume and str(folder / f"{resume}.ckpt"), weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        assert "stop" in save_at
+    return recorder
+
+
+def same(ours: Recorder, theirs: Recorder) -> bool:
+    return all(
+        torch.equal(a, b) for place in ours.seen for a, b in zip(ours.seen[place], theirs.seen[place], strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_resumes_as_if_it_had_never_stopped(workers: int, tmp_path: Path) -> None:
+    whole = fit(tmp_path, workers)
+    assert list(whole.seen) == [(epoch, batch) for epoch in range(EPOCHS) for batch in range(BATCHES)]
+    stopped = fit(tmp_path, workers, batch_end=(1, 2), stop=(1, 3))
+    resumed = fit(tmp_path, workers, resume="batch end")
+    assert list(resumed.seen) == [(1, 2), (1, 3), (1, 4), *((2, batch) for batch in range(BATCHES))]
+    assert same(stopped, whole)
+    assert same(resumed, whole)
+    assert resumed.positions["batch end"] == whole.positions["batch end"][-len(resumed.seen) :]
+
+    fit(tmp_path, workers, validation=(1, BATCHES))
+    validated = fit(tmp_path, workers, resume="validation")
+    assert list(validated.seen) == [(2, batch) for batch in range(BATCHES)]
+    assert validated.positions["validation"] == [(1, BATCHES)] * 2 + [(2, BATCHES)] * 2
+    assert same(validated, whole)
+
+    fit(tmp_path, workers, epochs=2, end=(2, 0))
+    longer = fit(tmp_path, workers, resume="end")
+    assert list(longer.seen) == [(2, batch) for batch in range(BATCHES)]
+    assert same(longer, whole)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_position_counts_the_batches_done_in_the_epoch(tmp_path: Path) -> None:
+    found = fit(tmp_path, 0).positions
+    assert found == {
+        "validation": [(epoch, BATCHES) for epoch in range(EPOCHS) for _ in range(2)],
+        "epoch start": [(epoch, 0) for epoch in range(EPOCHS)],
+        "batch end": [(epoch, batch + 1) for epoch in range(EPOCHS) for batch in range(BATCHES)],
+        "epoch end": [(epoch, BATCHES) for epoch in range(EPOCHS)],
+        "end": [(EPOCHS, 0)],
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_is_augmented_by_seed_epoch_and_batch_alone(tmp_path: Path) -> None:
+    plain = module(batch_size=64, seed=5)
+    for (epoch, batch), (images, _) in fit(tmp_path, 1, epochs=2).seen.items():
+        stored = list(plain.loader("train", epoch))[batch][0]
+        generator = torch.Generator().manual_seed(seed_at(5, AUGMENTATION, 0, epoch, batch))
+        assert torch.equal(images[:, 0], resize(augment(stored, generator, **CHANGES), 32).float() / 255)

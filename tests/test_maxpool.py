@@ -1,4 +1,4 @@
-"""The kernel for max-pool and ReLU has torch's bits, forth and back; without a compiler torch's own does the work."""
+"""The kernel for max-pool and ReLU has torch's bits, forward and backward; without a compiler torch does the work."""
 
 import math
 
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggexp.models import VGG, kernels, maxpool, pieces
+from vggexp.models import VGG
+from vggexp.models.cpu import compiler, fused, maxpool
 
 POOL = nn.MaxPool2d(2)
 TYPES = [torch.float32, torch.bfloat16]
@@ -26,11 +27,11 @@ def maps(*shape: int, dtype: torch.dtype) -> Tensor:
 def test_output_and_gradient_are_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     values = maps(*shape, dtype=dtype)
     ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
-    assert maxpool.fits(ours, POOL)
-    fused, plain = maxpool.PoolReLU.apply(ours, True), F.relu(F.max_pool2d(theirs, 2))
-    assert torch.equal(fused, plain)
+    assert maxpool.has_kernel(ours, POOL)
+    pooled, plain = maxpool.PoolReLU.apply(ours, True), F.relu(F.max_pool2d(theirs, 2))
+    assert torch.equal(pooled, plain)
     gradient = torch.randn(plain.shape).to(dtype)
-    fused.backward(gradient)
+    pooled.backward(gradient)
     plain.backward(gradient)
     assert torch.equal(ours.grad, theirs.grad)
     assert plain.count_nonzero() > 0
@@ -60,14 +61,14 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype, sign: int) -> None:
     ids=["3×3", "float64", "NCHW"],
 )
 def test_what_has_no_kernel_is_left_to_torch(pool: nn.MaxPool2d, values: Tensor) -> None:
-    assert not maxpool.fits(values, pool)
-    assert torch.equal(pieces.Block(pool, nn.ReLU())(values), F.relu(pool(values)))
+    assert not maxpool.has_kernel(values, pool)
+    assert torch.equal(fused.Block(pool, nn.ReLU())(values), F.relu(pool(values)))
 
 
 @pytest.mark.usefixtures("_no_compiler")
 def test_without_a_compiler_torch_does_the_same() -> None:
-    assert kernels.library("maxpool") is None
-    assert not maxpool.fits(maps(2, 16, 8, 8, dtype=torch.float32), POOL)
+    assert compiler.library("maxpool") is None
+    assert not maxpool.has_kernel(maps(2, 16, 8, 8, dtype=torch.float32), POOL)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -75,7 +76,7 @@ def test_without_a_compiler_torch_does_the_same() -> None:
 def test_a_network_computes_the_same_with_and_without_the_kernel(
     dtype: torch.dtype, batch_norm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE", 60_000)
+    monkeypatch.setattr(fused, "PIECE_BYTES", 60_000)
     torch.manual_seed(0)
     net = VGG("vgg11", ratio=8, image_size=36, batch_norm=batch_norm, init="kaiming", dropout=0)
     net, images = net.to(memory_format=torch.channels_last), torch.rand(11, 1, 36, 36)
@@ -91,7 +92,7 @@ def test_a_network_computes_the_same_with_and_without_the_kernel(
     with_kernel = gradients()
     assert {"forward", "backward"} == set(used)
     del used[:]
-    monkeypatch.setattr(maxpool, "fits", lambda *_: False)
+    monkeypatch.setattr(maxpool, "has_kernel", lambda *_: False)
     without = gradients()
     assert not used
     assert all(torch.equal(a, b) for a, b in zip(with_kernel, without, strict=True))
@@ -99,7 +100,7 @@ def test_a_network_computes_the_same_with_and_without_the_kernel(
 
 def test_there_is_one_runtime_of_threads_torchs() -> None:
     """With one of their own, the kernels would not know how many threads torch may use."""
-    assert all(kernels.library(name) for name in ("maxpool", "batchnorm"))
+    assert all(compiler.library(name) for name in ("maxpool", "batchnorm"))
     with open("/proc/self/maps") as file:
         runtimes = {line.split()[-1] for line in file if "libgomp" in line}
     assert len(runtimes) == 1

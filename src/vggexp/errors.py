@@ -1,14 +1,14 @@
-"""Mistakes that a user can mend."""
+"""User-facing errors."""
 
 NON_FINITE = 3
 """Exit code: a loss or a weight was infinite or not a number."""
 
 
 class UserError(Exception):
-    """Told in one line, without a traceback: the message names the key, the value and the remedy.
+    """Printed in one line, without a traceback: the message names the key, the value and what to do.
 
     Args:
-        exit_code: 2 where the command or the config is wrong, 1 where the world is (no data, a full disk).
+        exit_code: 2 for a wrong command or config, 1 for a problem of the machine (no data, a full disk).
     """
 
     def __init__(self, message: str, exit_code: int = 2) -> None:
@@ -17,4 +17,4 @@ class UserError(Exception):
 
 
 class Pruned(Exception):
-    """A search has given up a run; the message says why."""
+    """A search has stopped a run early; the message says why."""

@@ -1,4 +1,10 @@
-"""Fashion-MNIST: found, verified, held as uint8, batched and resized. Data know no network."""
+"""Which images come, in which order, at which size? The data know no network.
+
+- `datamodule`: splits, order, batches, and how far training has come
+- `idx`: finds and verifies the files of Fashion-MNIST and sets like it
+- `resize`, `augment`: what happens to a batch on the device
+- `pictures`: other pictures, made like those of the set
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +15,7 @@ __all__ = ["FashionMNIST"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads Lightning only when the LightningDataModule is asked for: `python -m vggexp.data` does without."""
+    """Loads Lightning only when the data module is asked for; `vggexp data` does without."""
     if name == "FashionMNIST":
         from vggexp.data.datamodule import FashionMNIST
 

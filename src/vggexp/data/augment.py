@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their class as it is, on whole batches of bytes, on any device.
+"""Random changes of training images that keep their class, on whole batches of bytes, on any device.
 
 N images of a batch, H×W pixels as stored: a shift by one is a shift by resize / 28 pixels of the network's input.
 """
@@ -9,22 +9,22 @@ from torch.nn import functional as F
 
 
 def augment(images: Tensor, generator: Generator, *, flip: bool = False, shift: int = 0, cutout: int = 0) -> Tensor:
-    """(N, H, W) uint8 → (N, H, W) uint8, each image by draws of its own; what is off draws nothing.
+    """(N, H, W) uint8 → (N, H, W) uint8, each image changed on its own; an option that is off draws no random numbers.
 
     Args:
         generator: on the images' device.
         flip: mirrors every second image, left to right.
-        shift: moves by up to so many pixels, each way; what comes in is black.
-        cutout: blackens a square of this side, centred on any pixel (DeVries & Taylor, "Cutout", 2017).
+        shift: moves by up to so many pixels each way; the pixels that come in are black.
+        cutout: blackens a square of this side, centered on any pixel (DeVries & Taylor, "Cutout", 2017).
     """
     if flip or shift:
-        images = _moved(images, generator, flip, shift)
+        images = _flip_and_shift(images, generator, flip, shift)
     if cutout:
-        images = images.masked_fill(_squares(images, generator, cutout), 0)
+        images = images.masked_fill(_square_masks(images, generator, cutout), 0)
     return images
 
 
-def _moved(images: Tensor, generator: Generator, flip: bool, shift: int) -> Tensor:
+def _flip_and_shift(images: Tensor, generator: Generator, flip: bool, shift: int) -> Tensor:
     (count, height, width), device = images.shape, images.device
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     if flip:
@@ -34,21 +34,21 @@ def _moved(images: Tensor, generator: Generator, flip: bool, shift: int) -> Tens
         images = F.pad(images, (shift, shift, shift, shift))
         moves = torch.randint(2 * shift + 1, (2, count, 1), generator=generator, device=device)
         rows, columns = rows + moves[0], columns + moves[1]
-    # one gather of single bytes is faster than an indexing by three tensors
+    # picking single bytes by one index is faster than indexing by three tensors
     _, high, wide = images.shape
     first = torch.arange(count, device=device).view(-1, 1, 1) * (high * wide)
-    places = first + rows.view(-1, height, 1) * wide + columns.view(-1, 1, width)
-    return images.reshape(-1)[places]
+    pixels = first + rows.view(-1, height, 1) * wide + columns.view(-1, 1, width)
+    return images.reshape(-1)[pixels]
 
 
-def _squares(images: Tensor, generator: Generator, side: int) -> Tensor:
+def _square_masks(images: Tensor, generator: Generator, side: int) -> Tensor:
     """(N, H, W) bool, true within each image's square, which may hang over the edge."""
     (count, height, width), device = images.shape, images.device
 
     def within(size: int) -> Tensor:
-        centre = torch.randint(size, (count, 1), generator=generator, device=device)
-        start = centre - side // 2
-        places = torch.arange(size, device=device)
-        return (places >= start) & (places < start + side)
+        center = torch.randint(size, (count, 1), generator=generator, device=device)
+        start = center - side // 2
+        pixels = torch.arange(size, device=device)
+        return (pixels >= start) & (pixels < start + side)
 
     return within(height).unsqueeze(2) & within(width).unsqueeze(1)

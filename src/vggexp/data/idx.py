@@ -1,14 +1,14 @@
-"""Finds the four IDX files of an MNIST-like set, proves them by sha256 and keeps them in a cache.
+"""Finds the four IDX files of an MNIST-like set, verifies them by sha256 and keeps them in a cache.
 
-Sources, in this order: the cache, a folder that the user names, the system folder of Debian's package, the mirrors,
-Debian's package fetched and unpacked in a temporary folder (no root needed). The sha256 of the decompressed file is
-the only proof; a file that fails it is named and looked for in the next source.
+The sources, in this order: the cache, a folder that the user names, the system folder of Debian's package, the mirrors,
+and Debian's package, downloaded and unpacked in a temporary folder (no root needed). A file whose sha256, decompressed,
+is wrong is reported, and the next source is tried.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import tempfile
@@ -23,27 +23,29 @@ import numpy as np
 from filelock import FileLock
 
 from vggexp.errors import UserError
+from vggexp.system import paths
+from vggexp.system.files import replacing
 
 log = logging.getLogger("vggexp.data")
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
-MAX_BYTES = 1 << 28  # no source may hand us more than this for one file
+MAX_BYTES = 1 << 28  # for one file, from any source
 
 Progress = Callable[[str, int], None]
-"""Told the name of the file under way and how many of its bytes came since the last call."""
+"""Called with the name of a file and how many of its bytes have arrived since the last call."""
 
 
 @dataclass(frozen=True)
 class IDXSet:
-    """What a set is and where it can be had.
+    """A data set and where to get it.
 
     Args:
-        name: of the cache folder.
+        name: of its folder in the cache.
         classes: names, by label.
-        sha256: of each of the four decompressed files, by file name.
+        sha256: of the four decompressed files, by file name.
         system_dir: where the system's package manager puts the files.
-        debian_package: that carries them in `system_dir`.
+        debian_package: the package with these files.
         mirrors: https folders that hold the files as .gz.
     """
 
@@ -57,18 +59,7 @@ class IDXSet:
 
 FASHION_MNIST = IDXSet(
     name="fashion-mnist",
-    classes=(
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
+    classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     sha256={
         TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -86,7 +77,7 @@ FASHION_MNIST = IDXSet(
 
 
 class Refused(Exception):
-    """A source does not have a file, or has a wrong one; the text says which and why."""
+    """A source has a wrong file or none; the message says which and why."""
 
 
 def obtain(
@@ -97,20 +88,20 @@ def obtain(
     online: bool = True,
     progress: Progress = lambda name, count: None,
 ) -> dict[str, bytes]:
-    """The four files, verified and decompressed, by name; afterwards they lie in the cache.
+    """Returns the four files by name, verified and decompressed, and fills the cache with them.
 
     Args:
-        root: a folder to look in before all but the cache: files plain or .gz, or with torchvision's sub-folders.
-        cache_dir: the cache's parent; default `$VGGEXP_CACHE`, else the user's cache folder.
-        online: whether mirrors and Debian's package may be asked.
+        root: a folder to search right after the cache; its files may be .gz and lie in torchvision's sub-folders.
+        cache_dir: the folder of all caches, see `vggexp.system.paths.cache`.
+        online: whether to download.
 
     Raises:
-        UserError: no source has a file, or the cache cannot be written.
+        UserError: a file is in no source, or the cache cannot be written.
     """
     if root is not None and not Path(root).is_dir():
         raise UserError(f"data.root={root}: no such folder; name one that holds {TRAIN_IMAGES}(.gz) and the others")
-    folder = cache_folder(cache_dir) / spec.name
-    with contextlib.suppress(FileNotFoundError, Refused):  # then the cache is filled, and what is wrong there named
+    folder = paths.cache(cache_dir) / spec.name
+    with contextlib.suppress(FileNotFoundError, Refused):  # then fill the cache and report what is wrong in it
         return {name: _read(folder, name, sha256) for name, sha256 in spec.sha256.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,18 +113,11 @@ def obtain(
         ) from error
 
 
-def cache_folder(cache_dir: str | None) -> Path:
-    """Where verified sets are kept."""
-    if cache_dir or os.environ.get("VGGEXP_CACHE"):
-        return Path(cache_dir or os.environ["VGGEXP_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vggexp"
-
-
 def parse(content: bytes) -> np.ndarray:
     """The uint8 array of an IDX file (format: LeCun's MNIST page), read-only, without a copy.
 
     Raises:
-        ValueError: the header does not fit the content.
+        ValueError: the header does not match the content.
     """
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError("not an IDX file of unsigned bytes")
@@ -148,7 +132,7 @@ def parse(content: bytes) -> np.ndarray:
 def _fill(
     spec: IDXSet, name: str, root: str | None, folder: Path, scratch: Path, online: bool, progress: Progress
 ) -> bytes:
-    """One file from the first source that has it right, written into the cache by an atomic rename."""
+    """Copies one file into the cache from the first source that has the right one."""
     for source in _sources(spec, name, root, folder, scratch, online, progress):
         try:
             content = source()
@@ -158,18 +142,14 @@ def _fill(
             log.warning("refused %s", refusal)
             continue
         if not (folder / name).exists() or (folder / name).read_bytes() != content:
-            temporary = folder / f".{name}.{os.getpid()}"
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / name)
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
         progress(name, len(content))
         return content
-    places = ", ".join(filter(None, [root, spec.system_dir, *(spec.mirrors if online else ())]))
+    searched = ", ".join(filter(None, [root, spec.system_dir, *(spec.mirrors if online else ())]))
     package = f" or install Debian's {spec.debian_package}" if spec.debian_package else ""
     raise UserError(
-        f"{name}: not found, or not the true one, in {folder}, {places}; "
+        f"{name}: not found, or with a wrong sha256, in {folder}, {searched}; "
         f"copy the four files of {spec.name} into a folder and set data.root=FOLDER,{package}",
         1,
     )
@@ -179,25 +159,26 @@ def _sources(
     spec: IDXSet, name: str, root: str | None, folder: Path, scratch: Path, online: bool, progress: Progress
 ) -> Iterator[Callable[[], bytes]]:
     sha256 = spec.sha256[name]
-    yield lambda: _read(folder, name, sha256)
+    read = functools.partial(_read, name=name, sha256=sha256)
+    yield lambda: read(folder)
     if root is not None:
         for place in (Path(root), Path(root) / "FashionMNIST" / "raw", Path(root) / spec.name):
-            yield lambda place=place: _read(place, name, sha256)  # type: ignore[misc]
+            yield functools.partial(read, place)
     if spec.system_dir:
-        yield lambda: _read(Path(spec.system_dir), name, sha256)
+        yield lambda: read(Path(spec.system_dir))
     if online:
         for mirror in spec.mirrors:
-            yield lambda mirror=mirror: _download(f"{mirror}/{name}.gz", sha256, scratch, progress)  # type: ignore[misc]
+            yield functools.partial(_download, f"{mirror}/{name}.gz", sha256, scratch, progress)
         if spec.debian_package and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-            yield lambda: _read(_unpack(spec, scratch), name, sha256)
+            yield lambda: read(_unpack(spec, scratch))
 
 
 def _read(folder: Path, name: str, sha256: str) -> bytes:
-    """A plain or .gz file of a folder, proven.
+    """A plain or .gz file of a folder, verified.
 
     Raises:
-        FileNotFoundError: neither is there.
-        Refused: it is not the true file.
+        FileNotFoundError: the folder has neither.
+        Refused: its content is wrong.
     """
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -205,28 +186,28 @@ def _read(folder: Path, name: str, sha256: str) -> bytes:
                 raw = path.read_bytes()
             except OSError as error:
                 raise Refused(f"{path}: {error.strerror}") from error
-            return _prove(raw, str(path), sha256)
+            return _verify(raw, str(path), sha256)
     raise FileNotFoundError(folder / name)
 
 
-def _prove(raw: bytes, place: str, sha256: str) -> bytes:
+def _verify(raw: bytes, source: str, sha256: str) -> bytes:
     content = raw
     if raw[:2] == b"\x1f\x8b":
         try:
             engine = zlib.decompressobj(wbits=31)
             content = engine.decompress(raw, MAX_BYTES)
         except zlib.error as error:
-            raise Refused(f"{place}: broken gzip: {error}") from error
+            raise Refused(f"{source}: broken gzip: {error}") from error
         if not engine.eof:
-            raise Refused(f"{place}: truncated gzip")
+            raise Refused(f"{source}: truncated gzip")
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise Refused(f"{place}: its sha256 is not {sha256[:12]}… ({len(content)} bytes)")
+        raise Refused(f"{source}: its sha256 is not {sha256[:12]}… ({len(content)} bytes)")
     return content
 
 
 def _download(url: str, sha256: str, scratch: Path, progress: Progress) -> bytes:
     host = url.split("/")[2]
-    unreachable = scratch / f"unreachable-{host}"  # a host that cannot be reached is asked once, not once a file
+    unreachable = scratch / f"unreachable-{host}"  # ask an unreachable host once, not for each file
     if unreachable.exists():
         raise FileNotFoundError(url)
     name, received = url.rsplit("/", 1)[1].removesuffix(".gz"), bytearray()
@@ -243,27 +224,27 @@ def _download(url: str, sha256: str, scratch: Path, progress: Progress) -> bytes
         log.warning("cannot reach %s: %s", host, getattr(error, "reason", error))
         unreachable.touch()
         raise FileNotFoundError(url) from error
-    return _prove(bytes(received), url, sha256)
+    return _verify(bytes(received), url, sha256)
 
 
 def _unpack(spec: IDXSet, scratch: Path) -> Path:
-    """Fetches and unpacks Debian's package below `scratch`, once; with package lists of its own if there are none."""
+    """Downloads and unpacks Debian's package once, below `scratch`; without package lists, downloads these, too."""
     tree = scratch / "package"
     files = tree / spec.system_dir.lstrip("/")
     if tree.exists():
         return files
     tree.mkdir()
-    log.warning("fetching Debian's package %s", spec.debian_package)
+    log.warning("downloading Debian's package %s", spec.debian_package)
     state = scratch / "apt"
     (state / "lists" / "partial").mkdir(parents=True)
     (state / "cache" / "archives" / "partial").mkdir(parents=True)
     quiet = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::http::Timeout=20"]
-    own = ["-o", f"Dir::State::lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}"]
+    lists = ["-o", f"Dir::State::lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}"]
     download = ["download", spec.debian_package]
     try:
         if not _succeeds([*quiet, *download], scratch):
-            _run([*quiet, *own, "update"], scratch)
-            _run([*quiet, *own, *download], scratch)
+            _run([*quiet, *lists, "update"], scratch)
+            _run([*quiet, *lists, *download], scratch)
         (archive,) = scratch.glob("*.deb")
         _run(["dpkg-deb", "-x", str(archive), str(tree)], scratch)
     except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -1,8 +1,8 @@
-"""Pictures from anywhere, made into what the networks have learned from: 28×28 grey bytes, light on black.
+"""Turns pictures into what the networks have learned from: 28×28 gray bytes, light on black.
 
-A picture becomes grey by its luma (0.299 R + 0.587 G + 0.114 B), is inverted where asked, padded with black to a
-square, and reduced or enlarged to 28×28 by PIL's bilinear filter. A 28×28 grey picture passes unchanged. What is
-transparent becomes background.
+A picture is turned gray by its luma (0.299 R + 0.587 G + 0.114 B), inverted where asked, padded with black to a
+square, and resized to 28×28 by PIL's bilinear filter. A 28×28 gray picture stays unchanged. Transparent pixels become
+background.
 """
 
 import glob
@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def files(inputs: str) -> list[Path]:
-    """The files that `input=` means: paths and patterns between commas; of a folder, its pictures and IDX files.
+    """The files that `input=` names: paths and patterns between commas; a folder stands for its pictures and IDX files.
 
     Raises:
         UserError: there are none.
@@ -33,14 +33,14 @@ def files(inputs: str) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and (p.suffix.lower() in SUFFIXES or _is_idx(p)))
             if not inside:
-                raise UserError(f"input={path}: holds no {', '.join(SUFFIXES)} or IDX file")
+                raise UserError(f"input={path}: holds no {', '.join(SUFFIXES)} or IDX file; name another folder")
             found += inside
         elif path.exists():
             found.append(path)
         else:
             matches = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (patterns may be absolute)
             if not matches:
-                raise UserError(f"input={text}: no such file or folder")
+                raise UserError(f"input={text}: no such file or folder; check the path")
             found += matches
     return found
 
@@ -49,8 +49,8 @@ def read(paths: Iterable[Path], invert: bool, refuse: Callable[[Path, str], None
     """Names and (28, 28) uint8 images, one after another; an IDX file gives `FILE[0]`, `FILE[1]`, ….
 
     Args:
-        invert: the pictures show dark things on light ground.
-        refuse: told each file that cannot be read, and why.
+        invert: the pictures show dark things on a light background.
+        refuse: called with each file that cannot be read, and why.
     """
     for path in paths:
         try:
@@ -63,7 +63,7 @@ def read(paths: Iterable[Path], invert: bool, refuse: Callable[[Path, str], None
                 with Image.open(path, formats=("PNG", "JPEG")) as picture:
                     yield str(path), _prepare(picture, invert)
         except UnidentifiedImageError:
-            refuse(path, "is no PNG, JPEG or IDX file")
+            refuse(path, "is not a PNG, JPEG or IDX file")
         except (OSError, ValueError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError) as error:
             refuse(path, str(error) or type(error).__name__)
 
@@ -72,18 +72,20 @@ def _prepare(picture: Image.Image, invert: bool) -> np.ndarray:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits a pixel
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    ground = 255 if invert else 0
+    background = 255 if invert else 0
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (ground, ground, ground, 255)), picture)
-    grey = picture.convert("L")
+        picture = Image.alpha_composite(
+            Image.new("RGBA", picture.size, (background, background, background, 255)), picture
+        )
+    gray = picture.convert("L")
     if invert:
-        grey = ImageOps.invert(grey)
-    return np.asarray(ImageOps.pad(grey, (max(grey.size),) * 2).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        gray = ImageOps.invert(gray)
+    return np.asarray(ImageOps.pad(gray, (max(gray.size),) * 2).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _is_idx(path: Path) -> bool:
-    """By its content: IDX files have no fixed name."""
+    """Whether the content begins as an IDX file of images does; such files have no fixed name."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -91,7 +93,7 @@ def _is_idx(path: Path) -> bool:
             with gzip.open(path) as packed:
                 start = packed.read(4)
     except (OSError, EOFError, zlib.error):
-        return False  # it is refused, with the reason, where it is read
+        return False  # reading it will give the reason
     return start == b"\0\0\x08\x03"
 
 

@@ -23,7 +23,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     if size < max(height, width):
         raise ValueError(f"size={size}: images of {height}×{width} can only be enlarged")
     if width != size:
-        # whole rows are picked faster than single pixels, and the small images turned faster than the large ones
+        # picking whole rows is faster than picking pixels, and transposing small images faster than large ones
         images = _enlarge(images.transpose(1, 2).contiguous(), size).transpose(1, 2).contiguous()
     if height != size:
         images = _enlarge(images, size)
@@ -31,7 +31,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def prepared(images: Tensor, size: int) -> Tensor:
-    """What a network gets of stored images: (N, H, W) uint8 → (N, 1, size, size) float32 in [0, 1]."""
+    """Stored images as a network's input: (N, H, W) uint8 → (N, 1, size, size) float32 in [0, 1]."""
     return resize(images, size).unsqueeze(1).float().div_(255)
 
 
@@ -48,10 +48,10 @@ def _taps(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor
     """For each output pixel the two input pixels, int64, and their weights, int32; each (after,)."""
     rows = []
     for x in range(after):
-        centre = (x + 0.5) * before / after
-        first = max(0, int(centre - 1.0 + 0.5))
-        last = min(before, int(centre + 1.0 + 0.5))
-        weights = [max(0.0, 1.0 - abs(i - centre + 0.5)) for i in range(first, last)]
+        center = (x + 0.5) * before / after
+        first = max(0, int(center - 1.0 + 0.5))
+        last = min(before, int(center + 1.0 + 0.5))
+        weights = [max(0.0, 1.0 - abs(i - center + 0.5)) for i in range(first, last)]
         total = sum(weights)
         fixed = [math.floor(0.5 + weight / total * (1 << _BITS)) for weight in weights]
         second = min(first + 1, before - 1)

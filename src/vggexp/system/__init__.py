@@ -1,0 +1,10 @@
+"""What does it run on?
+
+- `hardware`: processor, caches, memory and accelerator of this machine
+- `memory`: the allocator and the memory use of this process
+- `seeds`: where random numbers come from
+- `signals`: how Ctrl-C and a cluster's signals stop a run
+- `files`: the one safe way to write a file
+- `paths`: where configs, runs and data are
+- `terminal`: the one console and its tables
+"""

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1: the first asks a run to save and stop, a second of its kind ends it at once."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1: the first makes a run save and stop, a second of its kind ends it at once."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from typing import Any, Self
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 GRACE = 3.0
-"""Seconds that a program which is still starting has to notice a signal: a rendezvous of processes never does."""
+"""Seconds that a starting program has to notice a signal; one that waits for other processes never does."""
 
 REPEAT = 0.3
 """Seconds within which the same signal counts as one: timeout(1), for example, sends it to a process and its group."""
 
 
 class Interrupted(BaseException):
-    """A signal has ended the run; what it had done is saved, unless it was still starting."""
+    """A signal has ended the run; its work is saved, unless it was still starting."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(reason(signum))
@@ -25,23 +25,23 @@ class Interrupted(BaseException):
 
 
 def reason(signum: int) -> str:
-    """For people."""
+    """The signal as a user knows it."""
     return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
 class Signals:
     """Takes the signals over while it is entered.
 
-    While `armed`, a signal is only remembered, for the run to see at the next place where it can stop; otherwise it
-    raises Interrupted where the program stands. Python runs handlers between two instructions only, so a thread
-    watches, too, to end a program that is deep in something long.
+    While `armed`, a signal is only noted, and the run checks for it where it can stop; otherwise it raises Interrupted
+    at once. Python runs handlers only between two instructions, so a thread watches, too, and ends a program that is
+    busy with one long call.
 
     Args:
-        told: called when the first signal arrives, and again before the process is ended at once.
+        on_signal: called when the first signal arrives, and again before the process is ended at once.
     """
 
-    def __init__(self, told: Callable[[int], None] = lambda signum: None) -> None:
-        self.told = told
+    def __init__(self, on_signal: Callable[[int], None] = lambda signum: None) -> None:
+        self.on_signal = on_signal
         self.received = 0
         self.armed = False
         self._noticed = threading.Event()
@@ -64,7 +64,7 @@ class Signals:
         os.close(self._outgoing)  # ends the watch
 
     def install(self) -> None:
-        """Again, because Lightning puts a handler of its own in place whenever it starts."""
+        """Sets the handlers; call it again after Lightning has started, which sets its own."""
         for signum in SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup, for example, ignores some
                 _set(signum, self._handle)
@@ -74,35 +74,35 @@ class Signals:
         if self.received:
             return
         self.received = signum
-        self.told(signum)
+        self.on_signal(signum)
         if not self.armed:
             raise Interrupted(signum)
 
     def check(self) -> None:
         """
         Raises:
-            Interrupted: a signal has come.
+            Interrupted: a signal has arrived.
         """
         if self.received:
             raise Interrupted(self.received)
 
     def _watch(self, incoming: int) -> None:
-        first: dict[int, float] = {}
+        arrived: dict[int, float] = {}
         while byte := os.read(incoming, 1):
             signum = byte[0]
             if signum not in SIGNALS:
                 continue
-            again = signum in first and time.monotonic() - first[signum] > REPEAT
-            first.setdefault(signum, time.monotonic())
+            again = signum in arrived and time.monotonic() - arrived[signum] > REPEAT
+            arrived.setdefault(signum, time.monotonic())
             if again or not (self.armed or self._noticed.wait(GRACE)):
-                self.told(signum)
+                self.on_signal(signum)
                 os._exit(128 + signum)
         os.close(incoming)
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Delays the signals; a process that is forked meanwhile never gets any of them, and ends when its parent does."""
+def signals_blocked() -> Iterator[None]:
+    """Delays the signals; a process forked meanwhile never receives any of them and ends with its parent."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

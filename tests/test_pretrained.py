@@ -1,4 +1,4 @@
-"""`model.weights=FILE` takes over all that fits, says what does not, and refuses another network's file."""
+"""`model.weights=FILE` loads all that fits, says what does not, and refuses another network's file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import Run, refusal, vggexp
-from vggexp.checkpoints import pretrained as weights
+from vggexp.checkpoints import pretrained
 from vggexp.models import VGG, AlexNet
 
 SMALL = {"ratio": 32, "image_size": 32}
@@ -22,13 +22,13 @@ def torchvisions(net: VGG, path: Path) -> str:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_torchvisions_file_fits_a_grey_network_of_ten_classes(batch_norm: bool, tmp_path: Path) -> None:
+def test_torchvisions_file_fits_a_gray_network_of_ten_classes(batch_norm: bool, tmp_path: Path) -> None:
     source = VGG("vgg13", in_channels=3, num_classes=1000, batch_norm=batch_norm, **SMALL).eval()
     net = VGG("vgg13", batch_norm=batch_norm, **SMALL).eval()
     last = net.classifier[-1].weight.clone()
-    line = weights.load(net, torchvisions(source, tmp_path / "w.pth"))
-    grey = torch.rand(4, 1, 32, 32)
-    assert torch.allclose(net.features(grey), source.features(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+    line = pretrained.load(net, torchvisions(source, tmp_path / "w.pth"))
+    gray = torch.rand(4, 1, 32, 32)
+    assert torch.allclose(net.features(gray), source.features(gray.expand(-1, 3, -1, -1)), atol=1e-5)
     for n in (1, 4):
         assert torch.equal(net.classifier[n].weight, source.classifier[n].weight)
     assert torch.equal(net.classifier[-1].weight, last)
@@ -41,7 +41,7 @@ def test_torchvisions_file_fits_a_grey_network_of_ten_classes(batch_norm: bool, 
 def test_images_of_another_size_leave_the_classifier_fresh(tmp_path: Path) -> None:
     source, net = VGG(ratio=32, image_size=64), VGG(ratio=32, image_size=32)
     before = net.classifier[4].weight.clone()
-    line = weights.load(net, torchvisions(source, tmp_path / "w.pth"))
+    line = pretrained.load(net, torchvisions(source, tmp_path / "w.pth"))
     assert torch.equal(net.features[4][2].weight, source.features[4][2].weight)
     assert torch.equal(net.classifier[4].weight, before)
     assert "left out classifier.1, classifier.4, classifier.7" in line
@@ -51,7 +51,7 @@ def test_images_of_another_size_leave_the_classifier_fresh(tmp_path: Path) -> No
 def test_safetensors_and_our_own_names_fit(make: Callable[[], torch.nn.Module], tmp_path: Path) -> None:
     source, net = make(), make()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    line = weights.load(net, str(tmp_path / "w.safetensors"))
+    line = pretrained.load(net, str(tmp_path / "w.safetensors"))
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
     assert line.endswith(f": loaded {len(net.state_dict())} of {len(net.state_dict())} entries")
 
@@ -68,22 +68,22 @@ def test_another_networks_file_is_refused_naming_the_first_mismatch(
     source: Callable[[], VGG], first: str, tmp_path: Path
 ) -> None:
     path = torchvisions(source(), tmp_path / "w.pth")
-    message = refusal(lambda: weights.load(VGG("vgg11", **SMALL), path))
-    assert message == f"model.weights={path}: is of another network: {first}"
+    message = refusal(lambda: pretrained.load(VGG("vgg11", **SMALL), path))
+    assert message == f"model.weights={path}: belongs to another network: {first}"
 
 
 def test_entries_that_the_network_does_not_have_are_refused(tmp_path: Path) -> None:
     net = VGG(**SMALL)
     torch.save(net.state_dict() | {"features.9.weight": torch.zeros(1)}, tmp_path / "w.pth")
-    assert "features.9.weight" in refusal(lambda: weights.load(net, str(tmp_path / "w.pth")))
+    assert "features.9.weight" in refusal(lambda: pretrained.load(net, str(tmp_path / "w.pth")))
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 half a zip file"])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_files_that_hold_no_weights_are_named(content: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    assert f"model.weights={tmp_path / name}" in refusal(lambda: weights.load(VGG(**SMALL), str(tmp_path / name)))
-    assert "no such file" in refusal(lambda: weights.load(VGG(**SMALL), str(tmp_path / "nowhere")))
+    assert f"model.weights={tmp_path / name}" in refusal(lambda: pretrained.load(VGG(**SMALL), str(tmp_path / name)))
+    assert "no such file" in refusal(lambda: pretrained.load(VGG(**SMALL), str(tmp_path / "nowhere")))
 
 
 def test_training_starts_from_a_checkpoint_and_says_so(

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vggexp.models import VGG, sidebyside
+from vggexp.models import VGG
+from vggexp.models.cpu import packed_conv
+from vggexp.system import hardware
 
 
 def conv(**options: int) -> nn.Conv2d:
@@ -19,7 +21,7 @@ def maps(number: int, size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 @pytest.fixture(params=[True, False], ids=["AMX", "no AMX"])
 def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+    monkeypatch.setattr(hardware, "cpu_has", {"amx_tile": request.param}.__getitem__)
     return bool(request.param)
 
 
@@ -29,7 +31,7 @@ def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool
 def test_output_and_gradients_are_the_convolutions(size: int, bias: bool, learns: bool) -> None:
     layer, images = conv(bias=bias).double(), maps(12, size, torch.float64)
     results = []
-    for run in (layer, lambda entry: sidebyside.convolve(entry, layer, 4)):
+    for run in (layer, lambda entry: packed_conv.convolve(entry, layer, 4)):
         entry = images.clone().requires_grad_(learns)
         output = run(entry)
         assert output.is_contiguous(memory_format=torch.channels_last)
@@ -43,7 +45,7 @@ def test_output_and_gradients_are_the_convolutions(size: int, bias: bool, learns
     [(256, 3, 8), (256, 7, 4), (96, 6, 4), (10, 3, 2), (7, 3, 1), (256, 8, 1), (256, 1, 16), (1, 3, 1)],
 )
 def test_how_many(number: int, size: int, count: int, amx: bool) -> None:
-    assert sidebyside.images(maps(number, size), conv()) == (count if amx else 1)
+    assert packed_conv.images_per_row(maps(number, size), conv()) == (count if amx else 1)
 
 
 @pytest.mark.usefixtures("amx")
@@ -58,7 +60,7 @@ def test_how_many(number: int, size: int, count: int, amx: bool) -> None:
     ids=["1×1", "stride", "dilation", "fp32"],
 )
 def test_other_convolutions_are_left_to_torch(layer: nn.Conv2d, images: Tensor) -> None:
-    assert sidebyside.images(images, layer) == 1
+    assert packed_conv.images_per_row(images, layer) == 1
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
@@ -66,8 +68,8 @@ def test_a_network_learns_the_same(batch_norm: bool, amx: bool, monkeypatch: pyt
     torch.manual_seed(0)
     net = VGG(blocks=[[1, 16], [2, 16]], hidden=0, image_size=14, batch_norm=batch_norm, init="kaiming")
     net, images, used = net.to(memory_format=torch.channels_last), torch.rand(8, 1, 14, 14), []
-    convolve = sidebyside.convolve
-    monkeypatch.setattr(sidebyside, "convolve", lambda *args: (used.append(args[2]), convolve(*args))[1])
+    convolve = packed_conv.convolve
+    monkeypatch.setattr(packed_conv, "convolve", lambda *args: (used.append(args[2]), convolve(*args))[1])
 
     def gradients() -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
@@ -76,7 +78,7 @@ def test_a_network_learns_the_same(batch_norm: bool, amx: bool, monkeypatch: pyt
 
     ours = gradients()
     assert used == ([4, 4] if amx else [])
-    monkeypatch.setattr(sidebyside, "images", lambda *_: 1)
+    monkeypatch.setattr(packed_conv, "images_per_row", lambda *_: 1)
     assert all(a.dtype == b.dtype for a, b in zip(ours, gradients(), strict=True))
     for a, b in zip(ours, gradients(), strict=True):
         assert (a - b).abs().max() <= 0.03 * b.abs().max() + 1e-3

@@ -1,4 +1,4 @@
-"""The fast paths keep the mathematics: a batch in pieces trains as the layers one after another do."""
+"""The fast paths keep the mathematics: a batch in pieces trains as layer by layer does."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthetic import SyntheticMNIST
-from vggexp.models import VGG, AlexNet, pieces
+from vggexp.models import VGG, AlexNet
+from vggexp.models.cpu import compiler, fused
+from vggexp.models.cpu.fused import layer_by_layer
 
 NETWORKS: list[Callable[[], nn.Module]] = [
     lambda: VGG("vgg13", ratio=8, image_size=65),
@@ -22,14 +24,14 @@ SIZES = [65, 32, 34, 80]
 
 @pytest.fixture
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE", 60_000)
+    monkeypatch.setattr(fused, "PIECE_BYTES", 60_000)
 
 
 def plain(net: nn.Module) -> nn.Module:
     """The same network in which each block is an `nn.Sequential`, as the chapter's."""
     copied = copy.deepcopy(net)
     for module in copied.modules():
-        if isinstance(module, pieces.Block):
+        if isinstance(module, fused.Block):
             module.__class__ = nn.Sequential  # type: ignore[assignment]
     return copied
 
@@ -119,21 +121,57 @@ def test_the_loss_curve_is_the_plain_paths_over_60_steps(
 
 
 @pytest.mark.usefixtures("_small_pieces")
-def test_a_layer_with_a_hook_runs_as_itself() -> None:
+def test_layer_by_layer_calls_hooks_for_a_while() -> None:
     net, seen = VGG("vgg11", ratio=8, image_size=64), []
-    handle = net.features[0][0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    net.features[0][0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     images = torch.rand(9, 1, 64, 64)
-    watched = net.eval()(images)
+    net.features[1].fused = False
+    with layer_by_layer(net.eval()):
+        watched = net(images)
     assert seen == [(9, 8, 64, 64)]
-    handle.remove()
+    assert torch.equal(watched, plain(net)(images))
+    assert [block.fused for block in net.features] == [True, False, True, True, True]
     assert torch.allclose(net(images), watched, atol=1e-6)
-    assert len(seen) == 1
+    assert len(seen) == 2  # once more by the plain copy, which shares the hook
+    with pytest.raises(KeyError), layer_by_layer(net):
+        raise KeyError
+    assert net.features[0].fused
+
+
+@pytest.mark.usefixtures("_small_pieces")
+def test_an_exported_network_works_for_any_batch_size() -> None:
+    net = VGG("vgg11", ratio=8, image_size=64, batch_norm=True).eval()
+    images = torch.rand(12, 1, 64, 64)
+    with torch.no_grad():
+        batch = {"images": {0: torch.export.Dim("batch")}}
+        exported = torch.export.export(net, (images,), dynamic_shapes=batch).module()
+        traced = torch.jit.trace(net, (images,))
+        for count in (2, 12, 20):
+            images = torch.rand(count, 1, 64, 64)
+            for copied in (exported, traced):
+                assert torch.allclose(copied(images), plain(net)(images), atol=1e-5)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_kernels_are_skipped_for_stand_ins_without_content(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under FakeTensorMode, which estimates memory, a kernel would read and write at address zero."""
+    from torch._subclasses import FakeTensorMode
+
+    called: list[str] = []
+    call = compiler.call
+    monkeypatch.setattr(compiler, "call", lambda *args: (called.append(args[1]), call(*args))[1])
+    with FakeTensorMode():
+        net = VGG("vgg11", ratio=4, image_size=64, in_channels=3, batch_norm=batch_norm)
+        net(torch.rand(12, 3, 64, 64).to(memory_format=torch.channels_last)).sum().backward()
+    assert called
+    assert all(parameter.grad.shape == parameter.shape for parameter in net.parameters())
 
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("options", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"bias": False}])
 def test_a_convolution_with_other_options_runs_as_itself(options: dict[str, object]) -> None:
-    block = pieces.Block(nn.Conv2d(4, 8, 3, padding=1, **options), nn.ReLU())
+    block = fused.Block(nn.Conv2d(4, 8, 3, padding=1, **options), nn.ReLU())
     maps = torch.rand(16, 4, 32, 32)
     assert torch.equal(block(maps), nn.Sequential(*block)(maps))
 
