@@ -19,7 +19,7 @@ from vggexp.system import paths, terminal
 def main(args: list[str]) -> int:
     """Returns the exit code."""
     logging.basicConfig(format="%(message)s")
-    (cfg,), _ = compose.configs(compose.parse(args))
+    cfg = compose.config(*args)
     known = cfg.data.target == "vggexp.data.FashionMNIST"  # spares the import of Lightning
     spec = idx.FASHION_MNIST if known else _source(cfg.data.target)
     columns = TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()

@@ -37,9 +37,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("outputs/summary"))
     own, rest = parser.parse_known_args(args)
-    flags = compose.parse(rest)
-    flags.multirun = True  # KEY=A,B is several networks, one after another
-    configs, _ = compose.configs(flags)
+    configs = compose.configs(*rest)
 
     from vggexp.inspection import cost, networks  # here, so that a mistake is answered before torch is loaded
 
