@@ -1,4 +1,4 @@
-"""Augmentation moves, mirrors and blackens, no more; it is off by default, and a resumed run repeats it."""
+"""Augmentation moves, mirrors and blackens, no more; it is off by default, and a resumed run draws the same."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def shifted(image: Tensor, down: int, right: int) -> Tensor:
     return out
 
 
-def test_shifts_reach_all_places_up_to_their_size_and_no_other() -> None:
+def test_shifts_reach_all_offsets_up_to_their_size_and_no_other() -> None:
     found = augment(IMAGES, seeded(), shift=1)
     moves = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     counts = dict.fromkeys(moves, 0)
@@ -90,7 +90,7 @@ def test_validation_and_test_images_stay_as_they_are() -> None:
     assert torch.equal(*(data.on_after_batch_transfer(batch, 0)[0] for data in (plain, changed)))
 
 
-def test_a_stopped_run_goes_on_with_the_same_draws(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_with_the_same_draws(train: Callable[..., Run], tmp_path: Path) -> None:
     options = ("data.flip=true", "data.shift=2", "data.cutout=8")
     whole = train(*options)
     cfg, signals = configure(*QUICK, *options), Signals()

@@ -140,7 +140,7 @@ def test_layer_by_layer_calls_hooks_for_a_while() -> None:
 
 @pytest.mark.usefixtures("_small_pieces")
 def test_an_exported_network_works_for_any_batch_size() -> None:
-    net = VGG("vgg11", ratio=8, image_size=64, batch_norm=True).eval()
+    net = VGG("vgg11", ratio=8, image_size=64).eval()
     images = torch.rand(12, 1, 64, 64)
     with torch.no_grad():
         batch = {"images": {0: torch.export.Dim("batch")}}

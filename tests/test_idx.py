@@ -1,4 +1,4 @@
-"""The set is found in the promised order, and nothing is believed but its sha256."""
+"""The set is found in the documented order, and only its sha256 is trusted."""
 
 import gzip
 import io
@@ -141,7 +141,9 @@ def test_a_mirror_serves_when_no_folder_does(tmp_path: Path, monkeypatch: pytest
     assert mirrors.asked == [f"https://one.example/a/{name}.gz" for name in synthetic.FILES]
 
 
-def test_a_lying_mirror_is_refused_and_the_next_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_with_wrong_files_is_refused_and_the_next_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirrors = Mirrors(monkeypatch, lambda url: b"<html>moved</html>" if "one" in url else gz_of(url))
     assert obtain(tmp_path, ONLINE, online=True) == synthetic.FILES
     assert len(mirrors.asked) == 8

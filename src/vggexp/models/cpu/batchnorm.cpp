@@ -117,8 +117,8 @@ void backward(const typename Type::Value *gradient, const typename Type::Value *
             const long at = row * channels + c;
             const Floats x = Type::read(maps + at), factor = load<Floats>(scale + c);
             const Floats g = passed<RELU>(Type::read(gradient + at), x * factor + load<Floats>(shift + c));
-            const Floats centred = x - load<Floats>(mean + c);
-            Type::write(back + at, factor * g + load<Floats>(slope + c) * centred + load<Floats>(offset + c));
+            const Floats centered = x - load<Floats>(mean + c);
+            Type::write(back + at, factor * g + load<Floats>(slope + c) * centered + load<Floats>(offset + c));
         }
 }
 
