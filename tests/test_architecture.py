@@ -45,7 +45,10 @@ PRIVATE = re.compile(
     r"hydra\._internal|torch\._C\b|torch\._subclasses|torch\.distributed\._tools|torch\.nn\.modules\.utils|torch\.cpu\._"
     r"|\._trial_id\b|\._get_file_writer\b|\._update_count\b|\b_step_supports_amp_scaling\b|\b_cdata\b"
 )
-ADAPTERS: dict[str, str] = {}
+ADAPTERS = {
+    "inspection/dry_run.py": "nothing public counts the peak of a training step without running it",
+    "jobs/pruning.py": "Optuna has no public way to report to a trial that another process asked for",
+}
 """The files that may use a private name of another library, each with the reason why nothing public does the job."""
 
 

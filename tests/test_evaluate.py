@@ -1,4 +1,4 @@
-"""`vggexp.inference.evaluate` repeats the run's numbers to the bit, and its tables and pictures are those of the predictions."""
+"""`vggexp evaluate` repeats the run's numbers to the bit, and its tables and pictures show the predictions."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ SHARPER = 5
 TRUST = {"allowed_packages": ["synthetic"]}
 
 
-def predictions(found: networks.Trained) -> tuple[torch.Tensor, torch.Tensor]:
+def predictions(found: networks.Network) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of the test set, by hand."""
     data = SyntheticMNIST(root=found.cfg.data.root, resize=32, batch_size=TEST, val_size=100)
     data.setup()
@@ -118,13 +118,15 @@ def test_mistakes_are_shown_the_most_confident_first(
 def test_data_of_other_classes_are_refused(trained: Run, tmp_path: Path) -> None:
     other = {"data": {"_target_": "vggexp.data.FashionMNIST"}} | TRUST
     assert "T-shirt/top" in refusal(lambda: evaluate(networks.load(str(trained.folder), other), tmp_path))
+    other = {"data": {"resize": 64}} | TRUST
+    assert "'image_size': 64" in refusal(lambda: evaluate(networks.load(str(trained.folder), other), tmp_path))
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         ((), "run: missing"),
-        (("run=nowhere",), "run=nowhere: no such folder"),
+        (("run=nowhere",), "run=nowhere: no such file or folder"),
         (("run=last",), "run=last: there is no run under outputs/"),
         (("rum=last",), "rum=last: unknown key did you mean run?"),
         (("run=last", "model.ratio=2"), "model.ratio=2: unknown key"),

@@ -25,7 +25,7 @@ PIXELS = idx.parse(FILES[idx.TEST_IMAGES])
 
 
 @pytest.fixture
-def found(trained: Run) -> networks.Trained:
+def found(trained: Run) -> networks.Network:
     return networks.load(str(trained.folder), {"allowed_packages": ["synthetic"]})
 
 
@@ -42,11 +42,13 @@ def test_a_network_that_looks_twice_is_exported_so(train: Callable[..., Run], tm
     (logits,) = session.run(["logits"], {"images": PIXELS[:5]})
     (mirrored,) = session.run(["logits"], {"images": PIXELS[:5, :, ::-1]})
     assert np.abs(logits - mirrored).max() < 1e-4
-    assert "loaded 22 of 22" in weights.load(network(found.cfg.model.spec()), str(tmp_path / "model.safetensors"))
+    assert "loaded 22 of 22" in weights.load(
+        network(found.cfg.model.spec(), found.dimensions), str(tmp_path / "model.safetensors")
+    )
 
 
 def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batch(
-    trained: Run, found: networks.Trained, tmp_path: Path
+    trained: Run, found: networks.Network, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained.folder, tmp_path / "run")
     done = vggexp("export", f"run={run}", "allowed_packages=[synthetic]")
@@ -67,7 +69,7 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
         assert np.abs(again - expected).max() <= 1e-5
     assert np.abs(expected).max() > 0.1
 
-    net = network(found.cfg.model.spec())
+    net = network(found.cfg.model.spec(), found.dimensions)
     assert "loaded 22 of 22" in weights.load(net, str(folder / "model.safetensors"))
     assert all(torch.equal(value, found.module.net.state_dict()[key]) for key, value in net.state_dict().items())
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -75,7 +77,7 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
         assert json.loads(file.metadata()["classes"])[3] == "bar 3"
 
 
-def test_ready_tensors_are_an_input_too(found: networks.Trained, tmp_path: Path) -> None:
+def test_ready_tensors_are_an_input_too(found: networks.Network, tmp_path: Path) -> None:
     differences = export.export(found, tmp_path, ["onnx"], "tensor")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -86,7 +88,7 @@ def test_ready_tensors_are_an_input_too(found: networks.Trained, tmp_path: Path)
 
 
 def test_a_file_that_does_not_agree_is_not_kept(
-    found: networks.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: networks.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Session:
         def __init__(self, *_: object, **__: object) -> None: ...

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import QUICK, configure, refusal
-from vggexp.config.instantiate import datamodule
+from vggexp.config.instantiate import datamodule, network
 from vggexp.training.callbacks.limits import FiniteLoss
 from vggexp.training.classifier import Classifier
 
@@ -33,7 +33,9 @@ def test_the_weights_stay_as_they_were_before_it(
 ) -> None:
     monkeypatch.setattr(FiniteLoss, "_may_be_late", lambda self, trainer: late)
     cfg = configure(*QUICK, f"optimizer={optimizer}", f"data.root={os.environ['VGGEXP_TEST_ROOT']}")
-    module = Spoiled(cfg.model_dump(by_alias=True))
+    data = datamodule(cfg)
+    net = network(cfg.model.spec(), data.dimensions)
+    module = Spoiled(net, optimizer=cfg.optimizer.spec(), scheduler=cfg.scheduler.spec(), metrics={})
     seen: list[int] = []
 
     class Count(L.Callback):
@@ -52,7 +54,7 @@ def test_the_weights_stay_as_they_were_before_it(
         default_root_dir=tmp_path,
         use_distributed_sampler=False,
     )
-    line = refusal(lambda: trainer.fit(module, datamodule(cfg)))
+    line = refusal(lambda: trainer.fit(module, data))
     assert "train/loss: not finite in epoch 1, batch 3" in line
     assert seen == ([0, 1, 2] if late else [0, 1])
     for name, value in module.net.state_dict().items():

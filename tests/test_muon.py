@@ -1,4 +1,4 @@
-"""Muon moves matrices alike in every direction, leaves the rest to SGD, and goes on from a checkpoint."""
+"""Muon moves matrices alike in every direction, leaves the rest to SGD, and resumes from a checkpoint."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def test_an_update_has_singular_values_near_one_and_the_gradients_singular_vecto
 
 def test_inner_weights_are_muons_and_all_else_is_sgds() -> None:
     net = VGG("vgg11", ratio=64, image_size=32, batch_norm=True)
-    optimizer = Muon(net.parameters())
+    optimizer = Muon(net.named_parameters())
     names = {parameter: name for name, parameter in net.named_parameters()}
     inner, outer, vectors = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
     assert outer == {"features.0.0.weight", "classifier.7.weight"}
@@ -40,13 +40,25 @@ def test_inner_weights_are_muons_and_all_else_is_sgds() -> None:
     assert inner | outer | vectors == set(names.values())
 
 
+def test_the_layers_of_sgd_can_be_named_whatever_their_order() -> None:
+    net = VGG("vgg11", ratio=64, image_size=32)
+    named = list(net.named_parameters())
+    optimizer = Muon(reversed(named), sgd_layers=["features.0", "classifier"])
+    weights = {name for name, parameter in named if parameter.ndim > 1}
+    outer = {name for name in weights if name.startswith(("features.0.", "classifier."))}
+    assert set(optimizer.param_groups[0]["param_names"]) == weights - outer
+    assert set(optimizer.param_groups[1]["param_names"]) == outer
+    with pytest.raises(ValueError, match=r"sgd_layers=features\.9: is not a layer with weights; these are features\.0"):
+        Muon(named, sgd_layers=["features.9"])
+
+
 def test_the_rest_moves_as_under_torchs_sgd() -> None:
     torch.manual_seed(0)
     ours, theirs = (nn.Sequential(nn.Linear(4, 3)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     weight, bias = theirs[0].weight, theirs[0].bias
     groups = [{"params": [weight], "weight_decay": 0.01}, {"params": [bias], "weight_decay": 0.0}]
-    optimizers = Muon(ours.parameters(), sgd_weight_decay=0.01), torch.optim.SGD(groups, 0.1, 0.9, nesterov=True)
+    optimizers = Muon(ours.named_parameters(), sgd_weight_decay=0.01), torch.optim.SGD(groups, 0.1, 0.9, nesterov=True)
     for _ in range(5):
         images = torch.randn(8, 4)
         for net, optimizer in zip((ours, theirs), optimizers, strict=True):
@@ -59,7 +71,7 @@ def test_the_rest_moves_as_under_torchs_sgd() -> None:
 
 def test_weights_decay_by_the_rate_times_the_decay() -> None:
     weights = [nn.Parameter(torch.ones(3, 3)) for _ in range(3)]
-    optimizer = Muon(weights, lr=0.5, weight_decay=0.1)
+    optimizer = Muon(zip("abc", weights, strict=True), lr=0.5, weight_decay=0.1)
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()

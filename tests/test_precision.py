@@ -12,32 +12,33 @@ from vggexp.config import precision
 from vggexp.errors import UserError
 from vggexp.inference import load as trained
 from vggexp.runs import manifest
+from vggexp.system import hardware
 from vggexp.training.run import run
 
 
 @pytest.mark.parametrize(("native", "meant"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_auto_is_bf16_where_the_hardware_has_it(native: bool, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: native)
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda device: native)
     assert precision.resolved(configure("trainer.precision=auto")).trainer.precision == meant
     assert precision.resolved(configure("trainer.precision=32-true")).trainer.precision == "32-true"
 
 
 def test_a_cpu_has_bf16_exactly_if_its_flags_say_so() -> None:
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
-    assert precision.multiplies_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    assert hardware.multiplies_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def test_what_auto_meant_is_said_recorded_and_kept(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda device: True)
     done = train("trainer.precision=auto", "trainer.max_epochs=1")
     assert "trainer.precision=auto: bf16-mixed" in capsys.readouterr().out
     assert done.result["precision"] == "bf16-mixed"
     assert done.cfg.trainer.precision == "auto"
     manifest.write(done.folder, manifest.collect(done.cfg) | {"status": "completed"} | done.result)
 
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda device: False)
     assert trained.load(str(done.folder), {"allowed_packages": ["synthetic"]}).cfg.trainer.precision == "bf16-mixed"
     longer = configure(*QUICK, "trainer.precision=auto", "trainer.max_epochs=2")
     assert run(longer, done.folder, resume=True)["precision"] == "bf16-mixed"

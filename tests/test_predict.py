@@ -1,4 +1,4 @@
-"""`vggexp.inference.predict` sees in a file what the network saw in the data set."""
+"""`vggexp predict` sees in a file what the network saw in the data set."""
 
 import csv
 import gzip

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vggexp.runs import manifest
-from vggexp.training.callbacks.history import SCORES
+from vggexp.runs.metrics import SCORES
 
 TIMES = {"images_per_second", "train_seconds", "seconds", "Throughput"}
 """What is measured with a clock, and so differs from run to run."""
@@ -17,7 +17,7 @@ TIMES = {"images_per_second", "train_seconds", "seconds", "Throughput"}
 def outcome(folder: Path) -> dict[str, Any]:
     """All that must be the same, by name."""
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    del last["hyper_parameters"]
+    del last["config"]
     best = folder / "checkpoints" / "best.ckpt"
     result = manifest.load(folder, "")
     events = EventAccumulator(str(folder)).Reload()

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from vggexp.checkpoints import file as checkpoint
-from vggexp.checkpoints import io as store
-from vggexp.runs import manifest as record
+from vggexp.system import files
 from vggexp.training.callbacks.saver import Saver
 from vggexp.training.classifier import Classifier
 
@@ -58,12 +57,12 @@ def kill_in_write(count: int) -> None:
 
 def kill_in_rename(count: int) -> None:
     """SIGKILL before the `count`-th time that a checkpoint is given its name."""
-    _at(store.os, "replace", count, _die)
+    _at(files.os, "replace", count, _die)
 
 
 def kill_in_record(count: int) -> None:
     """SIGKILL when a record or metrics.csv is to be replaced for the `count`-th time."""
-    _at(record, "replace", count, _die)
+    _at(files, "write_text", count, _die)
 
 
 def full_disk(count: int) -> None:

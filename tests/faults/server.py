@@ -11,7 +11,7 @@ import traceback
 import sabotage
 
 import vggexp.training.run  # noqa: F401  the slow part of a start
-from vggexp.commands import train
+from vggexp import commands
 
 
 def serve() -> None:
@@ -38,10 +38,10 @@ def _become(order: dict) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(order["env"])
-        sys.argv = ["vggexp.train", *order["argv"]]
+        sys.argv = ["vggexp", "train", *order["argv"]]
         for name, argument in order["sabotage"]:
             getattr(sabotage, name)(argument)
-        code = train.main()
+        code = commands.main()
     except SystemExit as stop:
         code = int(stop.code or 0)
     except KeyboardInterrupt:

@@ -5,16 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from conftest import configure
 from vggexp.config.instantiate import construct, locate
 from vggexp.errors import UserError
-from vggexp.training.classifier import Classifier
+from vggexp.training.classifier import Classifier, from_config
+
+CLASSES = [f"class {n}" for n in range(10)]
 
 
 def classifier(*options: str) -> Classifier:
     cfg = configure("model.ratio=64", "data.resize=32", *options)
-    return Classifier(cfg.model_dump(by_alias=True))
+    return from_config(cfg, {"image_size": 32, "in_channels": 1, "num_classes": 10}, CLASSES)
 
 
 def test_scores_are_means_over_samples_not_over_batches() -> None:
@@ -60,13 +63,44 @@ def test_test_time_flip_averages_over_the_mirror_image_when_it_predicts_not_when
     assert not torch.equal(both, module.net(images))
 
 
-def test_hyperparameters_are_plain_python() -> None:
+def test_what_a_checkpoint_says_of_its_run_is_plain_python() -> None:
     def plain(value: object) -> bool:
         if isinstance(value, dict):
             return all(plain(v) for v in value.values())
         return isinstance(value, int | float | str | list | None)
 
-    assert plain(dict(classifier().hparams))
+    about = classifier().about
+    assert about["classes"] == CLASSES
+    assert about["dimensions"] == {"image_size": 32, "in_channels": 1, "num_classes": 10}
+    assert plain(about)
+
+
+def test_scores_have_the_bits_of_torchmetrics() -> None:
+    torch.manual_seed(1)
+    module = classifier().eval()
+    accuracy, total, count = MulticlassAccuracy(10, average="micro"), torch.tensor(0.0), 0
+    for size in (37, 64, 1, 23):
+        images, labels = torch.rand(size, 1, 32, 32), torch.randint(0, 10, (size,))
+        with torch.no_grad():
+            step = module._step((images, labels), "test")
+        accuracy.update(step["logits"], labels)
+        total, count = total + step["loss"] * size, count + size
+    scores = module._scores_of("test").compute()
+    assert torch.equal(scores["acc"], accuracy.compute())
+    assert torch.equal(scores["loss"], total / count)
+
+
+def test_a_metric_of_torchmetrics_is_computed_for_validation_and_test() -> None:
+    module = classifier("+metrics.f1={_target_: torchmetrics.classification.MulticlassF1Score, num_classes: 10}").eval()
+    images, labels = torch.rand(40, 1, 32, 32), torch.arange(40) % 10
+    for stage in ("train", "val", "test"):
+        with torch.no_grad():
+            logits = module._step((images, labels), stage)["logits"]
+        scores = module._scores_of(stage).compute()
+        if stage == "train":
+            assert set(scores) == {"loss", "acc"}
+        else:
+            assert scores["f1"] == MulticlassF1Score(10)(logits, labels)
 
 
 def rates(name: str, steps: int, **options: float) -> list[float]:
@@ -123,5 +157,5 @@ def test_targets_that_are_not_the_packages_own_are_refused(target: str) -> None:
 
 
 def test_options_that_a_component_does_not_take_are_named() -> None:
-    with pytest.raises(UserError, match=r"_target_=vggexp\.models\.vgg\.VGG.*depth"):
-        construct(nn.Module, {"_target_": "vggexp.models.vgg.VGG", "depth": 11})
+    with pytest.raises(UserError, match=r"_target_=vggexp\.models\.VGG.*depth"):
+        construct(nn.Module, {"_target_": "vggexp.models.VGG", "depth": 11})

@@ -12,7 +12,7 @@ import torch
 from conftest import Run, refusal
 from vggexp.config.schema import Config
 from vggexp.inference import load as networks
-from vggexp.runs import manifest
+from vggexp.runs import manifest, select
 
 TRUST = {"allowed_packages": ["synthetic"]}
 
@@ -23,7 +23,7 @@ def copy(trained: Run, tmp_path: Path) -> Path:
     return shutil.copytree(trained.folder, tmp_path / "copy")
 
 
-def load(path: Path | str) -> networks.Trained:
+def load(path: Path | str) -> networks.Network:
     return networks.load(str(path), TRUST)
 
 
@@ -45,27 +45,36 @@ def test_a_checkpoint_alone_is_enough(copy: Path, tmp_path: Path) -> None:
     assert (found.folder, found.result) == (tmp_path, None)
 
 
-def test_last_is_the_run_that_started_last_alone_or_in_a_sweep(copy: Path, tmp_path: Path) -> None:
+def test_last_is_the_run_that_started_last_alone_or_in_a_sweep(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = manifest.load(copy, "")
     for name, started in (("b", "2026-01-01T00:00:01+00:00"), ("sweep/1", "2026-01-01T00:00:02+00:00"), ("c", "2025")):
         folder = shutil.copytree(copy, tmp_path / "outputs" / name)
         manifest.write(folder, content | {"started": started})
-    assert networks.find("last", tmp_path / "outputs").parent.parent.name == "1"
-    assert "train one" in refusal(lambda: networks.find("last", tmp_path / "nowhere"))
+    monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path / "outputs"))
+    assert select.checkpoint("last", "run").parent.parent.name == "1"
+    monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path / "nowhere"))
+    assert "start one" in refusal(lambda: select.checkpoint("last", "run"))
 
 
-@pytest.mark.parametrize(("status", "reason"), [("running", "killed"), ("interrupted", "Ctrl-C"), ("failed", "Ctrl-C")])
-def test_a_run_that_never_finished_is_named_with_what_can_be_done(status: str, reason: str, copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "shown", "reason"),
+    [("running", "interrupted", "killed"), ("interrupted", "interrupted", "Ctrl-C"), ("failed", "failed", "Ctrl-C")],
+)
+def test_a_run_that_never_finished_is_named_with_what_can_be_done(
+    status: str, shown: str, reason: str, copy: Path
+) -> None:
     manifest.write(copy, manifest.load(copy, "") | {"status": status, "reason": "Ctrl-C"})
     message = refusal(lambda: load(copy))
-    for word in (str(copy), status, reason, f"run={copy / 'checkpoints' / 'best.ckpt'}"):
+    for word in (str(copy), shown, reason, f"run={copy / 'checkpoints' / 'best.ckpt'}"):
         assert word in message
     assert load(copy / "checkpoints" / "best.ckpt").result is None
 
 
 def test_folders_without_a_network_are_named(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no such folder" in refusal(lambda: load(tmp_path / "nowhere"))
+    assert "no such file or folder" in refusal(lambda: load(tmp_path / "nowhere"))
     assert "result.json" in refusal(lambda: load(tmp_path / "empty"))
     shutil.rmtree(copy / "checkpoints")
     assert "no checkpoint" in refusal(lambda: load(copy))
@@ -122,8 +131,8 @@ def test_classes_named_by_a_checkpoint_must_be_allowed_by_the_caller(copy: Path)
     assert "allowed_packages=[synthetic]" in refusal(lambda: networks.load(str(copy), {}))
     path = copy / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
-    content["hyper_parameters"]["config"]["model"]["_target_"] = "os.system"
-    content["hyper_parameters"]["config"]["allowed_packages"] = ["os"]
+    content["config"]["model"]["_target_"] = "os.system"
+    content["config"]["allowed_packages"] = ["os"]
     torch.save(content, path)
     (copy / "result.json").unlink()
     assert "os.system" in refusal(lambda: load(path))
