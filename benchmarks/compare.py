@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vggexp.runs import manifest as record
+from vggexp.system.hardware import cpu_name
 
 RUNS = (
     *(("chapter", "fp32"), ("torchvision", "fp32"), ("lightning", "fp32")),
@@ -65,7 +65,7 @@ def hardware() -> str:
     import torch
 
     device = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return f"{device}{os.cpu_count()} cores of {record._cpu()}, torch {torch.__version__}"
+    return f"{device}{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}"
 
 
 def table(

@@ -47,9 +47,9 @@ def speeds(setting: dict[str, Any], precision: str) -> tuple[float, float, float
     torch.set_num_threads(setting["threads"])
     options = [f"{key}={value}" for key, value in setting.items() if key != "threads"]
     (cfg,), _ = compose.configs(compose.parse([*options, "trainer=cpu"]))
-    net = network(cfg.model.spec()).to(memory_format=torch.channels_last)
-    optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.parameters())
     data = datamodule(cfg)
+    net = network(cfg.model.spec(), data.dimensions).to(memory_format=torch.channels_last)
+    optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.named_parameters())
     data.setup()
     raw, labels = next(iter(data.train_dataloader()))
 
