@@ -52,11 +52,11 @@ def measure(module: str, *args: str) -> dict[str, float]:
 def operations(size: int, ratio: int = 4) -> float:
     """Of training on one image, forward and backward; the first layer's input needs no gradient."""
     from vggexp.config import compose
-    from vggexp.inspection.cost import price
+    from vggexp.inspection.cost import estimate
 
     options = ["model=vgg11", f"model.ratio={ratio}", f"data.resize={size}", "data.batch_size=1", "trainer=cpu"]
     (cfg,), _ = compose.configs(compose.parse(options))
-    layers = price(cfg).layers
+    layers = estimate(cfg).layers
     return 2.0 * (3 * sum(layer.macs for layer in layers) - layers[0].macs)
 
 

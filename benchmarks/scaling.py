@@ -20,7 +20,7 @@ from benchmarks.ceilings import median
 from benchmarks.compare import hardware, write
 from vggexp.config import compose
 from vggexp.config.instantiate import construct, datamodule, network
-from vggexp.inspection.cost import price
+from vggexp.inspection.cost import estimate
 from vggexp.system import memory
 
 BASE = {"model": "vgg11", "model.ratio": 4, "data.resize": 96, "data.batch_size": 128, "threads": os.cpu_count() or 1}
@@ -67,7 +67,7 @@ def speeds(setting: dict[str, Any], precision: str) -> tuple[float, float, float
     net.eval()
     with torch.inference_mode():
         evaluation = len(labels) / median(forward)
-    layers = price(cfg).layers
+    layers = estimate(cfg).layers
     return training, evaluation, training * 2 * (3 * sum(layer.macs for layer in layers) - layers[0].macs)
 
 
