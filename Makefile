@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
-# of a training command, what concerns the place of the data
+# of a training command, what says where the data are
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
@@ -27,23 +27,23 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 data: $(READY) ## obtain and verify Fashion-MNIST
-	$(BIN)/python -m vggexp.data $(SOURCE)
+	$(BIN)/vggexp data $(SOURCE)
 
 train: data ## train; without ARGS the quickstart: VGG-11, ratio 4, 96 px
-	$(BIN)/python -m vggexp.train $(or $(ARGS),experiment=quickstart)
+	$(BIN)/vggexp train $(or $(ARGS),experiment=quickstart)
 
-speedrun: data ## train to 94 % as fast as it goes, five seeds one after another
-	$(BIN)/python -m vggexp.train --multirun experiment=speedrun seed=0,1,2,3,4 $(ARGS)
-	$(BIN)/python -m vggexp.report
+speedrun: data ## train to 94 % as fast as it can, five seeds one after another
+	$(BIN)/vggexp train --multirun experiment=speedrun seed=0,1,2,3,4 $(ARGS)
+	$(BIN)/vggexp report
 
 sweep: data ## train every combination, e.g. ARGS="data.resize=32,64 optimizer.lr=1e-3,3e-4"
-	$(BIN)/python -m vggexp.train --multirun $(ARGS)
+	$(BIN)/vggexp train --multirun $(ARGS)
 
 report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."
-	$(BIN)/python -m vggexp.report $(ARGS)
+	$(BIN)/vggexp report $(ARGS)
 
 tensorboard: $(READY) ## look at all runs under outputs/ on localhost
-	$(BIN)/python -m vggexp.tensorboard $(ARGS)
+	$(BIN)/vggexp tensorboard $(ARGS)
 
 test: $(READY) ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)
@@ -59,10 +59,10 @@ benchmark-full: data ## the same at 224 px, then scaling and start-up (about 25 
 benchmark-gpu: data ## measure whole epochs on one GPU, the table last
 	$(BIN)/python -m benchmarks.gpu
 
-faults: $(READY) ## make every trial of the fault harness (about 15 minutes)
+faults: $(READY) ## run every trial of the fault harness (about 15 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
-audit: $(READY) ## look the locked packages up in the database of known weaknesses
+audit: $(READY) ## look the locked packages up in the database of known vulnerabilities
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 

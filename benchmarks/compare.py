@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vggexp.runs import manifest as record
+from vggexp.system.hardware import cpu_name
 
 RUNS = (
     *(("chapter", "fp32"), ("torchvision", "fp32"), ("lightning", "fp32")),
@@ -52,11 +52,11 @@ def measure(module: str, *args: str) -> dict[str, float]:
 def operations(size: int, ratio: int = 4) -> float:
     """Of training on one image, forward and backward; the first layer's input needs no gradient."""
     from vggexp.config import compose
-    from vggexp.inspection.cost import price
+    from vggexp.inspection.cost import estimate
 
     options = ["model=vgg11", f"model.ratio={ratio}", f"data.resize={size}", "data.batch_size=1", "trainer=cpu"]
     (cfg,), _ = compose.configs(compose.parse(options))
-    layers = price(cfg).layers
+    layers = estimate(cfg).layers
     return 2.0 * (3 * sum(layer.macs for layer in layers) - layers[0].macs)
 
 
@@ -65,7 +65,7 @@ def hardware() -> str:
     import torch
 
     device = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return f"{device}{os.cpu_count()} cores of {record._cpu()}, torch {torch.__version__}"
+    return f"{device}{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}"
 
 
 def table(

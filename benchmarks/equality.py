@@ -57,7 +57,8 @@ AFTER = {
     "resume-longer": ["train", "resume=outputs/augmented", "trainer.max_epochs=3", "allowed_packages=[synthetic]"],
     "evaluate": ["evaluate", "run=outputs/flip", "allowed_packages=[synthetic]"],
     "evaluate-bf16": ["evaluate", "run=outputs/bf16", "allowed_packages=[synthetic]"],
-    "predict": ["predict", "run=outputs/flip", "input=pictures", "output=predicted.csv", "allowed_packages=[synthetic]"],
+    "predict": ["predict", "run=outputs/flip", "input=pictures", "output=predicted.csv",
+                "allowed_packages=[synthetic]"],
     "export": ["export", "run=outputs/flip", "allowed_packages=[synthetic]", "output=exported"],
     "weights": ["train", *SYNTHETIC, "model.weights=outputs/plain/checkpoints/last.ckpt", "inspect=off",
                 "hydra.run.dir=outputs/weights"],
@@ -65,7 +66,8 @@ AFTER = {
     "summary-bf16": ["summary", "model=alexnet,vgg16", "model.ratio=4", "data.resize=96", BF16, "--output=s2"],
     "sweep": ["train", "-m", *SYNTHETIC, "inspect=off", "trainer.max_epochs=1", "data.resize=32,40", "seed=0,1",
               "hydra.sweep.dir=outputs/sweep"],
-    "search": ["train", "-m", *SYNTHETIC, "inspect=off", "search=optuna", "search.n_trials=3", "search.startup_trials=2",
+    "search": ["train", "-m", *SYNTHETIC, "inspect=off", "search=optuna", "search.n_trials=3",
+               "search.startup_trials=2",
                "search.space={optimizer.lr:'tag(log,interval(1e-4,1e-2))',data.batch_size:'choice(32,64)'}",
                "hydra.sweep.dir=outputs/search"],
     "report": ["report", "outputs/sweep"],
@@ -126,7 +128,7 @@ def facts(folder: Path) -> dict[str, Any]:
     for name in (*RUNS, *AFTER):
         found[f"{name}: printed"] = _numbers((folder / f"{name}.out").read_text())
     found["evaluation"] = json.loads((folder / "outputs/flip/evaluation/evaluation.json").read_text())
-    found["predicted"] = list(csv.reader(open(folder / "predicted.csv", newline="")))
+    found["predicted"] = list(csv.reader((folder / "predicted.csv").read_text().splitlines()))
     tables = [*folder.glob("outputs/summary/*.csv"), *folder.glob("s2/*.csv")]
     found |= {path.name: path.read_text() for path in sorted(tables)}
     from safetensors.torch import load_file

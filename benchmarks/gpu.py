@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu        (make benchmark-gpu)
 
-Ours is the whole `vggexp.train` over all 60,000 images, by precision and `trainer.compile`; the second epoch counts.
+Ours is the whole `vggexp train` over all 60,000 images, by precision and `trainer.compile`; the second epoch counts.
 The chapter's loop is measured at 224 px over fewer images. Tables go to outputs/benchmark-gpu.
 """
 

@@ -16,12 +16,12 @@ EPOCHS = 10
 
 def main() -> None:
     (cfg,), _ = compose.configs(compose.parse(["trainer=cpu"]))
-    manifest = manifest.collect(cfg)
+    collected = manifest.collect(cfg)
     with tempfile.TemporaryDirectory() as root:
         for n, (resize, lr, seed) in enumerate(product(range(32, 132, 10), range(1, 11), range(10))):
             folder = Path(root) / str(n)
             (folder / ".hydra").mkdir(parents=True)
-            content = json.loads(json.dumps(manifest))
+            content = json.loads(json.dumps(collected))
             content["config"]["data"]["resize"], content["config"]["optimizer"]["lr"] = resize, lr / 1e4
             content["config"]["seed"] = seed
             score = 0.8 + resize / 1e3 + lr / 1e3 + seed / 1e4
@@ -31,7 +31,7 @@ def main() -> None:
             (folder / layout.METRICS).write_text("".join(["step,epoch,train/loss,val/acc,train_seconds\n", *rows]))
             (folder / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n")
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "vggexp.report", root], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "vggexp", "report", root], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         size = (Path(root) / "report" / "report.html").stat().st_size
     print(f"1,000 runs of {EPOCHS} epochs: {seconds:.1f} s, a page of {size / 2**20:.1f} MiB")

@@ -20,7 +20,7 @@ from benchmarks.ceilings import median
 from benchmarks.compare import hardware, write
 from vggexp.config import compose
 from vggexp.config.instantiate import construct, datamodule, network
-from vggexp.inspection.cost import price
+from vggexp.inspection.cost import estimate
 from vggexp.system import memory
 
 BASE = {"model": "vgg11", "model.ratio": 4, "data.resize": 96, "data.batch_size": 128, "threads": os.cpu_count() or 1}
@@ -47,9 +47,9 @@ def speeds(setting: dict[str, Any], precision: str) -> tuple[float, float, float
     torch.set_num_threads(setting["threads"])
     options = [f"{key}={value}" for key, value in setting.items() if key != "threads"]
     (cfg,), _ = compose.configs(compose.parse([*options, "trainer=cpu"]))
-    net = network(cfg.model.spec()).to(memory_format=torch.channels_last)
-    optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.parameters())
     data = datamodule(cfg)
+    net = network(cfg.model.spec(), data.dimensions).to(memory_format=torch.channels_last)
+    optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.named_parameters())
     data.setup()
     raw, labels = next(iter(data.train_dataloader()))
 
@@ -67,7 +67,7 @@ def speeds(setting: dict[str, Any], precision: str) -> tuple[float, float, float
     net.eval()
     with torch.inference_mode():
         evaluation = len(labels) / median(forward)
-    layers = price(cfg).layers
+    layers = estimate(cfg).layers
     return training, evaluation, training * 2 * (3 * sum(layer.macs for layer in layers) - layers[0].macs)
 
 

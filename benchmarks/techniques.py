@@ -24,7 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.compare import hardware, write
 from benchmarks.loops import BATCH, LR, RATIO, chapter_network
-from vggexp.models import VGG, maxpool
+from vggexp.models import VGG
+from vggexp.models.cpu import maxpool
 from vggexp.models.cpu.fused import Block
 from vggexp.models.layers import Dropout
 from vggexp.system import memory
