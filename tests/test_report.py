@@ -14,7 +14,6 @@ from playwright.sync_api import Browser, Page, expect
 from conftest import Run, refusal, vggexp
 from vggexp.commands import report as command
 from vggexp.report import collect, figures
-from vggexp.report import page as report_page
 from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
