@@ -8,7 +8,7 @@ ARGS   ?=
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train speedrun sweep report tensorboard test benchmark benchmark-full benchmark-gpu faults audit lint format lock wheel clean
+.PHONY: help setup data train speedrun sweep report tensorboard test benchmark benchmark-full benchmark-gpu equality faults audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
@@ -58,6 +58,9 @@ benchmark-full: data ## the same at 224 px, then scaling and start-up (about 25 
 
 benchmark-gpu: data ## measure whole epochs on one GPU, the table last
 	$(BIN)/python -m benchmarks.gpu
+
+equality: $(READY) ## prove that a change alters no number: ARGS="make FOLDER" before and after, ARGS="compare ONE OTHER"
+	$(BIN)/python -m benchmarks.equality $(ARGS)
 
 faults: $(READY) ## run every trial of the fault harness (about 15 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)

@@ -1,12 +1,13 @@
-"""Shows that a change of the code changes no number: about 30 tiny runs, compared to the bit with those of before.
+"""Proves that a change to the code alters no number: about 30 tiny runs before and after it, compared bit for bit.
 
-    python -m benchmarks.equality make FOLDER         runs them all into FOLDER, with the code as it is
+    python -m benchmarks.equality make FOLDER         makes all the runs in FOLDER, with the code as it is
     python -m benchmarks.equality compare ONE OTHER   lists every difference between two such folders
 
-Compared are all scores, the sha256 of weights and of the optimizer's state, `metrics.csv`, and every number that the
-commands print; what a clock or a memory gauge measures is left out. Both folders must come from the same machine.
+It compares all scores, the sha256 of the weights and of the optimizer's state, `metrics.csv`, and every number that the
+commands print. It leaves out whatever a clock or a memory gauge measures. Make both folders on the same machine.
 """
 
+import argparse
 import csv
 import hashlib
 import json
@@ -75,7 +76,7 @@ AFTER = {
 
 
 def make(folder: Path) -> int:
-    """Runs all; returns the number of commands that failed."""
+    """Makes all the runs; returns the number of commands that failed."""
     sys.path.insert(0, str(TESTS))
     from PIL import Image
 
@@ -110,7 +111,7 @@ def make(folder: Path) -> int:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Everything that must be equal, by name."""
+    """Every value that must be equal, by name."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("outputs/**/result.json")):
         run, result = path.parent, json.loads(path.read_text())
@@ -155,7 +156,7 @@ def _sha256(tensors: Iterator[tuple[str, torch.Tensor]]) -> str:
 
 
 def _numbers(text: str) -> list[str]:
-    """The numbers of a command's output, without those of lines or cells that a clock or a gauge has measured."""
+    """The numbers in a command's output, except those that a clock or a memory gauge measured."""
     text = re.sub(r"[\d,.]+ images/s|^.*(training speed|time |peak memory).*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"\d+ s$|(?<=  )\d+ s\b", "", text, flags=re.MULTILINE)
     lines = [line for line in text.splitlines() if not re.search(r"machine|revision|report\.html", line)]
@@ -165,7 +166,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def compare(one: Path, other: Path) -> int:
-    """Prints what differs; returns the number of differences."""
+    """Prints the differences; returns how many there are."""
     before, after = facts(one), facts(other)
     different = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     for name in different:
@@ -175,5 +176,11 @@ def compare(one: Path, other: Path) -> int:
 
 
 if __name__ == "__main__":
-    action, *places = sys.argv[1:]
-    sys.exit(min(1, make(Path(places[0])) if action == "make" else compare(*map(Path, places))))
+    parser = argparse.ArgumentParser("python -m benchmarks.equality", description=(__doc__ or "").partition("\n")[0])
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("make", help="make all the runs").add_argument("folder", type=Path)
+    comparison = actions.add_parser("compare", help="list the differences between two such folders")
+    comparison.add_argument("one", type=Path)
+    comparison.add_argument("other", type=Path)
+    args = parser.parse_args()
+    sys.exit(min(1, make(args.folder) if args.action == "make" else compare(args.one, args.other)))
