@@ -183,4 +183,4 @@ if __name__ == "__main__":
     comparison.add_argument("one", type=Path)
     comparison.add_argument("other", type=Path)
     args = parser.parse_args()
-    sys.exit(min(1, make(args.folder) if args.action == "make" else compare(args.one, args.other)))
+    sys.exit(min(1, make(args.folder.resolve()) if args.action == "make" else compare(args.one, args.other)))
