@@ -1,1 +1,1 @@
-"""Speed, measured side by side: `make benchmark`, `make benchmark-full`, `make benchmark-gpu`."""
+"""Compares training speed side by side: `make benchmark`, `make benchmark-full`, `make benchmark-gpu`."""

@@ -1,6 +1,6 @@
-"""What this machine can do at most: multiply-accumulates in a 3×3 convolution, and bytes copied.
+"""Measures the most that this machine can do: multiply-accumulates in a 3×3 convolution, and bytes copied.
 
-python -m benchmarks.ceilings      prints, as JSON, operations a second by precision, and bytes a second
+python -m benchmarks.ceilings      prints, as JSON, operations per second by precision, and bytes per second
 """
 
 import json
@@ -14,11 +14,11 @@ from vggexp.system import memory
 
 SECONDS = 1.5
 SHAPES = ((64, 64, 56), (64, 128, 28), (32, 256, 28), (32, 512, 14))
-"""Images, channels in and out, pixels: of VGG's middle blocks, where a convolution is at its best."""
+"""Images, channels and pixels of VGG's middle blocks, where a convolution is fastest."""
 
 
 def median(call: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of a call, over at least `SECONDS`."""
+    """The median time of a call in seconds, over at least `SECONDS`."""
     times: list[float] = []
     call()
     call()
@@ -32,7 +32,7 @@ def median(call: Callable[[], object], device: str = "cpu") -> float:
 
 
 def convolution(dtype: torch.dtype, device: str = "cpu") -> float:
-    """Operations a second (a multiply-accumulate is two), of the best shape's median."""
+    """Operations per second for the fastest shape, by its median time; a multiply-accumulate counts as two."""
     found = []
     for images, channels, size in SHAPES:
         maps = torch.randn(images, channels, size, size, device=device, dtype=dtype).to(
@@ -46,7 +46,7 @@ def convolution(dtype: torch.dtype, device: str = "cpu") -> float:
 
 
 def copy(device: str = "cpu", numbers: int = 100_000_000) -> float:
-    """Bytes read and written a second."""
+    """Bytes read and written per second."""
     source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
     return 8 * numbers / median(lambda: target.copy_(source), device)

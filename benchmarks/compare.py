@@ -1,11 +1,11 @@
-"""Whole training epochs of ours against other loops, in alternating rounds on the same machine.
+"""Compares whole training epochs of our loop and of others, in alternating rounds on the same machine.
 
     python -m benchmarks.compare                    96 px, about 15 minutes     (make benchmark)
     python -m benchmarks.compare --size 224         224 px, about 20 minutes    (make benchmark-full)
 
-Every loop runs in a fresh process on the real Fashion-MNIST; its second epoch counts. Of each figure the median over
-the rounds is shown, of a ratio its smallest and largest, too. Tables (CSV, Markdown) and a picture (PNG) go to
-outputs/benchmark-SIZE.
+Every loop runs in a fresh process on the real Fashion-MNIST, and its second epoch is measured. Each number is the
+median over the rounds; a ratio is shown with its smallest and largest value. Tables (CSV, Markdown) and a picture (PNG)
+go to outputs/benchmark-SIZE.
 """
 
 import argparse
@@ -26,8 +26,8 @@ RUNS = (
     *(("bare", "fp32"), ("ours", "fp32"), ("bare", "bf16"), ("ours", "bf16")),
 )
 IMAGES = {96: (3840, 11520, 34560), 224: (640, 3840, 11520)}
-"""Of an epoch of the slow loops; of ours and the bare loop in fp32; in bf16: what is done once an epoch, a checkpoint
-above all, would count too much in a short one."""
+"""Images per epoch, by image size: for the slow loops, for ours and the bare loop in fp32, and for these two in bf16.
+In a short epoch, what happens once per epoch, such as saving a checkpoint, would weigh too much."""
 COLUMNS = (
     "loop",
     "precision",
@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 def measure(module: str, *args: str) -> dict[str, float]:
-    """What `python -m benchmarks.MODULE` prints last."""
+    """Runs `python -m benchmarks.MODULE`; returns the JSON in its last line."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *args]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
@@ -50,7 +50,7 @@ def measure(module: str, *args: str) -> dict[str, float]:
 
 
 def operations(size: int, ratio: int = 4) -> float:
-    """Of training on one image, forward and backward; the first layer's input needs no gradient."""
+    """The operations of training on one image, forward and backward; the first layer's input needs no gradient."""
     from vggexp.config import compose
     from vggexp.inspection.cost import estimate
 
@@ -61,7 +61,7 @@ def operations(size: int, ratio: int = 4) -> float:
 
 
 def hardware() -> str:
-    """In words."""
+    """The machine in words: device, CPU and the version of torch."""
     import torch
 
     device = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
@@ -71,7 +71,7 @@ def hardware() -> str:
 def table(
     rounds: list[dict[tuple[str, str], dict[str, float]]], ceilings: dict[str, float], size: int
 ) -> list[list[str]]:
-    """A row a loop, as text."""
+    """One row per loop, as text."""
     work, rows = operations(size), []
     base = [each["chapter", "fp32"]["images_per_second"] for each in rounds]
     for loop, precision in RUNS:
@@ -95,7 +95,7 @@ def table(
 
 
 def write(folder: Path, title: str, columns: tuple[str, ...], rows: list[list[str]], notes: list[str]) -> str:
-    """As CSV and Markdown; returns the latter."""
+    """Writes a table as CSV and Markdown; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{title}.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
@@ -133,7 +133,7 @@ def main() -> None:
     notes = [
         f"VGG-11, ratio 4, {args.size} px, batch 128, {args.rounds} rounds. {hardware()}.",
         f"Ceilings: 3×3 convolution {best['fp32'] / 1e9:.0f} GFLOP/s fp32, {best['bf16'] / 1e9:.0f} bf16; "
-        f"copy {best['copy'] / 1e9:.0f} GB/s. Training takes {operations(args.size) / 1e9:.3f} GFLOP an image.",
+        f"copy {best['copy'] / 1e9:.0f} GB/s. Training takes {operations(args.size) / 1e9:.3f} GFLOP per image.",
         *(overhead(rounds, precision) for precision in ("fp32", "bf16")),
     ]
     console.print(write(folder, "loops", COLUMNS, rows, notes), markup=False, soft_wrap=True)
@@ -142,7 +142,7 @@ def main() -> None:
 
 
 def overhead(rounds: list[dict[tuple[str, str], dict[str, float]]], precision: str) -> str:
-    """What Lightning adds to the bare loop's time."""
+    """One line about what Lightning adds to the bare loop's time."""
     added = [
         each["bare", precision]["images_per_second"] / each["ours", precision]["images_per_second"] - 1
         for each in rounds

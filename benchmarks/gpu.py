@@ -1,9 +1,9 @@
-"""One GPU: checks the resize's bits there, then measures whole epochs, and prints the table last.
+"""Measures whole epochs on one GPU, after checking that the resize gives the same bits there; prints the table last.
 
     python -m benchmarks.gpu        (make benchmark-gpu)
 
-Ours is the whole `vggexp train` over all 60,000 images, by precision and `trainer.compile`; the second epoch counts.
-The chapter's loop is measured at 224 px over fewer images. Tables go to outputs/benchmark-gpu.
+Ours is the whole `vggexp train` over all 60,000 images, by precision and `trainer.compile`; its second epoch is
+measured. The chapter's loop is measured at 224 px over fewer images. Tables go to outputs/benchmark-gpu.
 """
 
 import sys

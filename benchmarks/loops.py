@@ -1,18 +1,18 @@
-"""The training loops that are held against each other, each in a process of its own.
+"""The training loops that are compared, each in a process of its own.
 
     python -m benchmarks.loops NAME --size 96 --precision fp32 --images 6400
 
-trains VGG-11, ratio 4, batch 128, Adam 0.001 on the first images of Fashion-MNIST for two epochs; prints, as JSON, the
-images per second of the second and the peak memory of the process. All but `ours` and `bare` are written here from
-their description, with the usual means of torch and torchvision.
+trains VGG-11, ratio 4, batch 128, Adam 0.001 on the first images of Fashion-MNIST for two epochs. It prints, as JSON,
+the images per second of the second epoch and the peak memory of the process. All loops except `ours` and `bare` are
+written here from their description, with the usual tools of torch and torchvision.
 
-  ours         python -m vggexp.train, whole: Lightning, both loggers, progress bar and checkpoints
-  bare         our network, data and step in a loop of ten lines: what Lightning adds is the difference
-  chapter      the chapter's loop: PIL `Resize`, 4 workers, NCHW, `.item()` twice a step, in fp32
-  torchvision  as torchvision's reference scripts train: PIL transforms, workers, meters that read the loss each step
-  lightning    a plain LightningModule on a DataLoader of PIL transforms, logging on each step
+  ours         the whole `vggexp train`: Lightning, both loggers, progress bar and checkpoints
+  bare         our network, data and step in a loop of ten lines; the difference is what Lightning adds
+  chapter      the chapter's loop: PIL `Resize`, 4 workers, NCHW, `.item()` twice per step, in fp32
+  torchvision  like torchvision's reference scripts: PIL transforms, workers, meters that read the loss in each step
+  lightning    a plain LightningModule on a DataLoader of PIL transforms, which logs in each step
 
-N images of a batch, S = H = W pixels.
+In the shapes below, N is the number of images in a batch, and S = H = W their pixels.
 """
 
 import argparse
@@ -40,11 +40,11 @@ from vggexp.system import paths
 
 BATCH, RATIO, LR, WORKERS, CLASSES = 128, 4, 0.001, 4, 10
 Batches = Any
-"""What can be gone through again and again: pairs of (N, 1, S, S) float32 images and (N,) int64 labels."""
+"""An iterable that starts again each time: pairs of (N, 1, S, S) float32 images and (N,) int64 labels."""
 
 
 def chapter_network(size: int) -> nn.Sequential:
-    """VGG-11 as the chapter writes it down, ReLU before the max-pool."""
+    """VGG-11 as in the chapter, with ReLU before the max-pool."""
     layers: list[nn.Module] = []
     before = 1
     for convs, channels in ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)):
@@ -59,7 +59,7 @@ def chapter_network(size: int) -> nn.Sequential:
 
 
 def pil_batches(size: int, images: int, workers: int = WORKERS) -> Batches:
-    """torchvision's Fashion-MNIST, each image resized by PIL whenever it is asked for."""
+    """torchvision's Fashion-MNIST; PIL resizes each image whenever it is read."""
     from torchvision import datasets, transforms
 
     from vggexp.data import idx
@@ -71,7 +71,7 @@ def pil_batches(size: int, images: int, workers: int = WORKERS) -> Batches:
         (folder / name).symlink_to(paths.cache(None) / idx.FASHION_MNIST.name / name)
     steps = transforms.Compose([transforms.Resize(size), transforms.ToTensor()])
     data = torch.utils.data.Subset(datasets.FashionMNIST(str(folder.parents[1]), transform=steps), range(images))
-    warnings.filterwarnings("ignore", ".*worker processes.*")  # the chapter asks for four, whatever the machine
+    warnings.filterwarnings("ignore", ".*worker processes.*")  # the chapter uses four on any machine
     return torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers)
 
 
@@ -79,7 +79,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def precision(name: str) -> contextlib.AbstractContextManager[Any]:
-    """Automatic mixed precision, or nothing."""
+    """A context of automatic mixed precision in bf16, or of none in fp32."""
     return torch.autocast(DEVICE, torch.bfloat16) if name == "bf16" else contextlib.nullcontext()
 
 
@@ -134,7 +134,7 @@ def torchvision(size: int, name: str, images: int) -> Callable[[], None]:
 
 
 def bare(size: int, name: str, images: int) -> Callable[[], None]:
-    """The same network, order, resize, dropout, optimizer and sums as ours."""
+    """The bare loop: the same network, order, resize, dropout, optimizer and sums as ours."""
     from vggexp.data import FashionMNIST
     from vggexp.models import VGG
     from vggexp.system import memory
@@ -206,7 +206,11 @@ def lightning(size: int, name: str, images: int) -> tuple[float, int]:
 
 
 def ours(size: int, name: str, images: int, *more: str) -> tuple[float, int]:
-    """As a user runs it, on a terminal of its own, so that the progress bar is drawn; `more` are further arguments."""
+    """Runs `vggexp train` as a user does, on a terminal of its own, so that the progress bar is drawn.
+
+    Args:
+        more: further command-line arguments.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [
@@ -224,7 +228,7 @@ def ours(size: int, name: str, images: int, *more: str) -> tuple[float, int]:
 
 @contextlib.contextmanager
 def terminal() -> Iterator[int]:
-    """A pseudo-terminal whose output is read away."""
+    """A pseudo-terminal whose output is read and dropped."""
     ours, theirs = pty.openpty()
 
     def drain() -> None:
@@ -243,14 +247,14 @@ def terminal() -> Iterator[int]:
 
 
 def seconds(epoch: Callable[[], None]) -> float:
-    """That an epoch takes."""
+    """The number of training images in an epoch."""
     start = time.perf_counter()
     epoch()
     return time.perf_counter() - start
 
 
 def _peak() -> int:
-    """Bytes that the process has held at most."""
+    """The peak memory of the process, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -1,4 +1,7 @@
-"""python -m benchmarks.report      how long the report of 1,000 runs takes, reading, drawing and writing"""
+"""Measures how long the report of 1,000 runs takes: reading, drawing and writing.
+
+python -m benchmarks.report
+"""
 
 import json
 import subprocess

@@ -1,9 +1,9 @@
-"""How the cost grows with the work: batch size, resize, ratio, depth and threads, one varied at a time.
+"""Measures how the cost grows with batch size, image size, ratio, depth and threads, one of them varied at a time.
 
     python -m benchmarks.scaling
 
-trains and evaluates VGG-11, ratio 4, 96 px, batch 128 and its neighbours on real images, a few steps each, and writes a
-table (CSV, Markdown) and curves (PNG) to outputs/benchmark-scaling.
+trains and evaluates VGG-11 (ratio 4, 96 px, batch 128) and its variations on real images, a few steps each. It writes
+a table (CSV, Markdown) and curves (PNG) to outputs/benchmark-scaling.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 def speeds(setting: dict[str, Any], precision: str) -> tuple[float, float, float]:
-    """Images a second in training and in evaluation, the resize included, and operations a second in training."""
+    """Images per second in training and in evaluation, including the resize, and operations per second in training."""
     torch.set_num_threads(setting["threads"])
     options = [f"{key}={value}" for key, value in setting.items() if key != "threads"]
     (cfg,), _ = compose.configs(compose.parse([*options, "trainer=cpu"]))

@@ -1,4 +1,4 @@
-"""How long the commands take to answer, as whole processes.
+"""Measures how long commands take to answer, as whole processes.
 
 python -m benchmarks.startup [RUNS]
 """
@@ -16,8 +16,8 @@ from benchmarks.compare import hardware, write
 
 COMMANDS = {
     "--help": ["--help"],
-    "a mistake": ["data.rezise=96"],
-    "one training step and one of the test, saved (more than the first step)": [
+    "a wrong key": ["data.rezise=96"],
+    "one training step and one test step, saved (an upper bound for the first step)": [
         *("model.ratio=16", "data.resize=32", "data.val_size=0", "trainer.max_steps=1", "trainer.limit_test_batches=1"),
         "trainer=cpu",
     ],
@@ -29,7 +29,7 @@ def main() -> None:
     rows = []
     for name, args in COMMANDS.items():
         times = []
-        for _ in range(runs + 1):  # the first fills the disk's cache
+        for _ in range(runs + 1):  # the first run fills the disk's cache
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
                 subprocess.run(

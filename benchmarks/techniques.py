@@ -1,9 +1,9 @@
-"""What each technique gives: the bare training step on ready tensors, one technique after another switched on.
+"""Measures what each technique gains: the training step on prepared tensors, as one technique after another is added.
 
     python -m benchmarks.techniques [--size 96]
 
-All variants live in one process and take turns, so that the machine's drift meets all of them alike. Prints a table and
-the operations of the last two, and writes them to outputs/benchmark-techniques-SIZE.
+All variants run in one process and take turns, so that any drift of the machine affects them equally. The benchmark
+prints a table and the operations of the last two variants, and writes both to outputs/benchmark-techniques-SIZE.
 """
 
 import argparse
@@ -42,11 +42,11 @@ TECHNIQUES = (
     "max-pool and ReLU in one pass",
     "bf16",
 )
-COLUMNS = ("technique, added to those above", "images/s", "× the one before", "× the chapter's step")
+COLUMNS = ("technique, added to those above", "images/s", "× the row before", "× the chapter's step")
 
 
 def variant(level: int, size: int) -> Callable[[], None]:
-    """The training step with the first `level` techniques."""
+    """The training step with the first `level` techniques switched on."""
     on = dict.fromkeys(TECHNIQUES[: level + 1], True).get
     net: nn.Module = chapter_network(size)
     if on("max-pool before ReLU"):
@@ -89,9 +89,9 @@ def variant(level: int, size: int) -> Callable[[], None]:
 
 
 def operations(step: Callable[[], None], count: int = 8) -> list[list[str]]:
-    """Where the time of a step goes: operation, milliseconds, share."""
+    """How the time of a step divides among its operations: name, milliseconds, share."""
     with profile(activities=[ProfilerActivity.CPU]):
-        step()  # the profiler's own start disturbs the heap
+        step()  # starting the profiler disturbs the heap
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(3):
             step()
@@ -115,7 +115,7 @@ def main() -> None:
     with console.status("taking turns"):
         while time.monotonic() < end or len(times[0]) < 3:
             for step, found in zip(steps, times, strict=True):
-                step()  # after another variant the heap is in its state
+                step()  # the heap is still in the state that another variant left
                 start = time.perf_counter()
                 step()
                 found.append(time.perf_counter() - start)
