@@ -55,7 +55,7 @@ def operations(size: int, ratio: int = 4) -> float:
     from vggexp.inspection.cost import estimate
 
     options = ["model=vgg11", f"model.ratio={ratio}", f"data.resize={size}", "data.batch_size=1", "trainer=cpu"]
-    (cfg,), _ = compose.configs(compose.parse(options))
+    cfg = compose.config(*options)
     layers = estimate(cfg).layers
     return 2.0 * (3 * sum(layer.macs for layer in layers) - layers[0].macs)
 

@@ -18,7 +18,7 @@ EPOCHS = 10
 
 
 def main() -> None:
-    (cfg,), _ = compose.configs(compose.parse(["trainer=cpu"]))
+    cfg = compose.config("trainer=cpu")
     collected = manifest.collect(cfg)
     with tempfile.TemporaryDirectory() as root:
         for n, (resize, lr, seed) in enumerate(product(range(32, 132, 10), range(1, 11), range(10))):

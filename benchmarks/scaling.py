@@ -46,7 +46,7 @@ def speeds(setting: dict[str, Any], precision: str) -> tuple[float, float, float
     """Images per second in training and in evaluation, including the resize, and operations per second in training."""
     torch.set_num_threads(setting["threads"])
     options = [f"{key}={value}" for key, value in setting.items() if key != "threads"]
-    (cfg,), _ = compose.configs(compose.parse([*options, "trainer=cpu"]))
+    cfg = compose.config(*options, "trainer=cpu")
     data = datamodule(cfg)
     net = network(cfg.model.spec(), data.dimensions).to(memory_format=torch.channels_last)
     optimizer = construct(torch.optim.Optimizer, cfg.optimizer.spec(), net.named_parameters())
