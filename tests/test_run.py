@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,6 +154,19 @@ def test_lengths_of_training(train: Callable[..., Run], options: list[str], epoc
     assert 0 <= done.result["test/acc"] <= 1
     assert ("val/acc" in done.result) == (steps > 0)
     assert (done.folder / "checkpoints" / "last.ckpt").exists() == (steps > 0)
+
+
+def test_a_terminal_shows_a_bar_and_above_it_a_line_for_each_epoch(
+    train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    done = train()
+    out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().out)
+    assert re.search(r"Epoch 1/1 .*5/5", out)
+    assert f"epoch 2/2  train/loss {done.result['train/loss']:.4f}" in out
+    monkeypatch.undo()
+    train("trainer.enable_progress_bar=false")
+    assert "Epoch" not in capfd.readouterr().out
 
 
 def test_early_stopping_stops(train: Callable[..., Run]) -> None:

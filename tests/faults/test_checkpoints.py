@@ -73,9 +73,7 @@ def attacks(canary: Path, good: dict[str, Any]) -> dict[str, bytes]:
         return saved(good | changes)
 
     def configured(**model: Any) -> bytes:
-        known = good["hyper_parameters"]
-        config = known["config"] | {"model": known["config"]["model"] | model}
-        return altered(hyper_parameters=known | {"config": config})
+        return altered(config=good["config"] | {"model": good["config"]["model"] | model})
 
     shared: list[Any] = []
     for _ in range(40):
@@ -98,12 +96,13 @@ def attacks(canary: Path, good: dict[str, Any]) -> dict[str, bytes]:
         "a target in the hyperparameters": configured(_target_="os.system", command=touch),
         "a package that is not allowed": configured(_target_="evil.Evil"),
         "a package that it allows itself": altered(
-            hyper_parameters=good["hyper_parameters"]
-            | {
-                "config": good["hyper_parameters"]["config"]
-                | {"allowed_packages": ["os"], "model": {"_target_": "os.system"}}
-            }
+            config=good["config"] | {"allowed_packages": ["os"], "model": {"_target_": "os.system"}}
         ),
+        "10^12 classes": altered(dimensions=good["dimensions"] | {"num_classes": 10**12}),
+        "fewer names than classes": altered(classes=good["classes"][:3]),
+        "dimensions that are not numbers": altered(dimensions=dict.fromkeys(good["dimensions"], "x")),
+        "a dimension too many": altered(dimensions=good["dimensions"] | {"dropout": 1}),
+        "classes that are not names": altered(classes=[1] * 10),
         "a network of 10^15 units": configured(hidden=16 * 10**14),
         "10^9 layers": configured(blocks=[[10**9, 64]]),
         "an interpolation": configured(arch="${oc.env:HOME}"),

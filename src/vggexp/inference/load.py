@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 OVERRIDABLE = ("data.", "trainer.", "allowed_packages")
 """What may differ between training a network and using it: where the data are and what it runs on."""
 
+DIMENSIONS = {"image_size", "in_channels", "num_classes"}
+
 
 @dataclass(frozen=True)
 class Network:
@@ -66,7 +68,7 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     content = file.read(path, "run")
     about: list[Any] = [content.get(key) for key in ("config", "classes", "dimensions", "state_dict")]
     stored, classes, dimensions, weights = about
-    if [type(part) for part in about[:3]] != [dict, list, dict] or weights is None:
+    if not (_is_plain(stored, classes, dimensions) and isinstance(weights, dict)):
         raise UserError(
             f"{place}: is not a checkpoint of a run; to start from bare weights, train with model.weights={path}"
         )
@@ -101,6 +103,19 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
         and path.resolve() == layout.tested_checkpoint(folder).resolve()
     )
     return Network(path, cfg, tuple(classes), dimensions, module.eval(), result if tested else None)
+
+
+def _is_plain(config: Any, classes: Any, dimensions: Any) -> bool:
+    """Whether a file describes a network in the form that a run writes; its values are checked later."""
+    return (
+        isinstance(config, dict)
+        and isinstance(dimensions, dict)
+        and dimensions.keys() == DIMENSIONS
+        and all(isinstance(value, int) and value > 0 for value in dimensions.values())
+        and isinstance(classes, list)
+        and len(classes) == dimensions["num_classes"]
+        and all(isinstance(name, str) for name in classes)
+    )
 
 
 def _check_same_network(place: str, checkpoint: dict[str, Any], run: dict[str, Any]) -> None:

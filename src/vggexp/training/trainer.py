@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 
@@ -37,7 +38,7 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
             logger=loggers,
             plugins=[CheckpointFiles({layout.LAST: layout.PREVIOUS}), *_slurm()],
             default_root_dir=folder,
-            enable_progress_bar=False,  # the run adds one
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             use_distributed_sampler=False,  # the batches know their process
         )
