@@ -1,4 +1,4 @@
-"""Fixtures: a small synthetic set, the real one where it can be had, and one run that many tests look at."""
+"""Fixtures: a small synthetic data set, the real one where it is available, and one run that many tests examine."""
 
 import os
 import shutil
@@ -34,11 +34,11 @@ QUICK = (*TINY, "optimizer.lr=0.002", "trainer.accelerator=cpu", "trainer.max_ep
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="make every trial of tests/faults, not a sample")
+    parser.addoption("--full", action="store_true", help="run every trial of tests/faults, not a sample")
 
 
 def configure(*overrides: str) -> Config:
-    """The checked config of a command line."""
+    """Composes and checks the config of a command line."""
     return compose.config(*overrides)
 
 
@@ -56,7 +56,7 @@ def vggexp(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
 
 
 def refusal(call: Callable[[], object]) -> str:
-    """The one line that a call refuses with."""
+    """The one-line message of the `UserError` that a call raises."""
     with pytest.raises(UserError) as error:
         call()
     assert "\n" not in str(error.value)
@@ -65,7 +65,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps the synthetic set out of the user's cache, and says where it lies."""
+    """Writes the synthetic data set, and keeps it out of the user's cache."""
     import synthetic
 
     root = synthetic.write(tmp_path_factory.mktemp("synthetic"))
@@ -78,14 +78,14 @@ def _folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_cache(_folders: None) -> str:
-    """A cache folder that holds the real set. In CI it must be there; elsewhere its tests are skipped, and say so."""
+    """A cache folder with the real data set. It is required in CI; elsewhere, tests that need it are skipped."""
     cache = os.environ["VGGEXP_REAL_CACHE"]
     try:
         idx.obtain(idx.FASHION_MNIST, cache_dir=cache, online=False)
     except UserError as error:
         if os.environ.get("CI"):
             raise
-        pytest.skip(f"Fashion-MNIST is not here; `make data` fetches it ({error})")
+        pytest.skip(f"Fashion-MNIST is not available; `make data` fetches it ({error})")
     return cache
 
 
@@ -97,7 +97,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """Trains in this process on the synthetic set."""
+    """Trains on the synthetic data set, in this process."""
     from vggexp.training.run import run
 
     def call(*overrides: str) -> Run:
@@ -110,7 +110,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def trained(train: Callable[..., Run]) -> Run:
-    """A finished run of two epochs, to look at, with its record as the command leaves it."""
+    """A finished run of two epochs, with the manifest that the command would have written. Tests only read it."""
     done = train()
     manifest.write(done.folder, manifest.collect(done.cfg) | {"status": "completed"} | done.result)
     return done
@@ -118,7 +118,7 @@ def trained(train: Callable[..., Run]) -> Run:
 
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No C++ compiler is found, so that no kernels can be made."""
+    """Hides the C++ compiler, so that no kernels can be compiled."""
     from vggexp.models.cpu import compiler as kernels
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -129,10 +129,10 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium. In CI it must be there; elsewhere its tests are skipped, and say so."""
+    """A headless Chromium. It is required in CI; elsewhere, tests that need it are skipped."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None and not os.environ.get("CI"):
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
+        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
     assert found is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:

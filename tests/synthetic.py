@@ -1,4 +1,4 @@
-"""A small MNIST-like set, made on the fly: each class is a bright bar at its own height, with noise."""
+"""A small data set like MNIST, generated on the fly: each class is a bright bar at its own height, with noise."""
 
 import gzip
 import hashlib
@@ -29,7 +29,7 @@ def _make() -> dict[str, bytes]:
 
 
 def encode(array: np.ndarray) -> bytes:
-    """As an IDX file of unsigned bytes."""
+    """Encodes an array as an IDX file of unsigned bytes."""
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
 
 
@@ -46,7 +46,7 @@ class SyntheticMNIST(FashionMNIST):
 
 
 def write(folder: Path, compressed: bool = True) -> Path:
-    """The four files, as a source would hold them."""
+    """Writes the four files to a folder, which then is a source of the data set."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in FILES.items():
         if compressed:

@@ -1,7 +1,7 @@
-"""An inspection from outside of the package, as a user would write it."""
+"""An inspection from outside the package, as a user would write it."""
 
 from vggexp.inspection.base import Inspection
 
 
 class Mine(Inspection):
-    """Shows nothing."""
+    """An inspection that shows nothing."""

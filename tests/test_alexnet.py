@@ -1,4 +1,4 @@
-"""AlexNet is the book's."""
+"""AlexNet has the layers and shapes of the book's network."""
 
 import pytest
 import torch

@@ -39,7 +39,7 @@ WITHOUT = {
     "system": ("lightning", "hydra", "omegaconf", "pydantic"),
     "errors": ("torch", "lightning", "hydra", "omegaconf", "pydantic"),
 }
-"""What some rooms do not know."""
+"""Modules that some rooms must not import."""
 
 PRIVATE = re.compile(
     r"hydra\._internal|torch\._C\b|torch\._subclasses|torch\.distributed\._tools|torch\.nn\.modules\.utils|torch\.cpu\._"
@@ -57,7 +57,7 @@ def _room(path: Path) -> str:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Everything that a module imports, wherever the import stands, as `package.module.name`."""
+    """Everything that a module imports, anywhere in its code, as `package.module.name`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
@@ -76,7 +76,7 @@ def _name(path: Path) -> str:
     return str(path.relative_to(SOURCE))
 
 
-def test_only_the_agreed_names_lie_under_the_package() -> None:
+def test_only_the_agreed_names_are_in_the_package() -> None:
     found = {path.name.removesuffix(".py") for path in SOURCE.iterdir() if path.name != "__pycache__"}
     assert found == set(FLOORS)
 
@@ -99,7 +99,7 @@ def test_no_circle_between_rooms() -> None:
 
 
 @pytest.mark.parametrize("room", WITHOUT)
-def test_a_room_does_not_know_what_it_should_not(room: str) -> None:
+def test_a_room_does_not_import_what_it_must_not(room: str) -> None:
     wrong = [
         f"{_name(path)} imports {name}"
         for path in MODULES
@@ -136,7 +136,7 @@ def test_every_room_asks_its_question_and_lists_its_files() -> None:
             continue
         text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
         if "?" not in text.partition("\n")[0]:
-            wrong.append(f"{_name(init)}: its docstring begins with no question")
+            wrong.append(f"{_name(init)}: its docstring does not begin with a question")
         inside = [path.stem for path in init.parent.glob("*.py") if path != init]
         inside += [f"{path.parent.name}/" for path in init.parent.glob("*/__init__.py")]
         missing = [name for name in sorted(inside) if f"`{name}`" not in text]
@@ -150,7 +150,7 @@ def test_no_file_is_longer_than_300_lines() -> None:
     assert {name: length for name, length in lengths.items() if length > 300} == {}
 
 
-def test_no_drawer_for_what_has_no_room() -> None:
+def test_no_module_has_a_catch_all_name() -> None:
     assert not [_name(path) for path in MODULES if path.stem in ("utils", "util", "helpers", "misc", "common")]
 
 
@@ -171,4 +171,4 @@ def test_private_names_of_other_libraries_stay_in_adapters() -> None:
         else:
             wrong += [f"{_name(path)}: {each}" for each in found]
     assert not wrong, "\n" + "\n".join(wrong)
-    assert needed == set(ADAPTERS), "an adapter that needs no private name any more leaves the list"
+    assert needed == set(ADAPTERS), "remove an adapter that no longer needs a private name from the list"

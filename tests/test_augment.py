@@ -1,4 +1,4 @@
-"""Augmentation moves, mirrors and blackens, no more; it is off by default, and a resumed run draws the same."""
+"""Augmentation only shifts, flips and cuts out; it is off by default, and a resumed run draws the same values."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def shifted(image: Tensor, down: int, right: int) -> Tensor:
     return out
 
 
-def test_shifts_reach_all_offsets_up_to_their_size_and_no_other() -> None:
+def test_shifts_reach_all_offsets_up_to_their_size_and_no_others() -> None:
     found = augment(IMAGES, seeded(), shift=1)
     moves = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     counts = dict.fromkeys(moves, 0)
@@ -57,7 +57,7 @@ def test_shifts_reach_all_offsets_up_to_their_size_and_no_other() -> None:
     assert min(counts.values()) > 8
 
 
-def test_cutouts_are_squares_that_may_hang_over_the_edge() -> None:
+def test_cutouts_are_squares_that_may_extend_over_the_edge() -> None:
     found = augment(IMAGES, seeded(), cutout=8)
     black = found == 0
     assert torch.equal(found[~black], IMAGES[~black])
@@ -80,7 +80,7 @@ def test_each_option_reaches_training_and_only_training(option: str, trained: Ru
     assert cfg.hash() != trained.cfg.hash()
 
 
-def test_validation_and_test_images_stay_as_they_are() -> None:
+def test_validation_and_test_images_are_not_augmented() -> None:
     options = {"root": os.environ["VGGEXP_TEST_ROOT"], "val_size": 100, "resize": 32}
     plain, changed = SyntheticMNIST(**options), SyntheticMNIST(**options, flip=True, shift=2, cutout=8)
     for data in (plain, changed):
@@ -90,7 +90,7 @@ def test_validation_and_test_images_stay_as_they_are() -> None:
     assert torch.equal(*(data.on_after_batch_transfer(batch, 0)[0] for data in (plain, changed)))
 
 
-def test_a_stopped_run_resumes_with_the_same_draws(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_with_the_same_augmentation(train: Callable[..., Run], tmp_path: Path) -> None:
     options = ("data.flip=true", "data.shift=2", "data.cutout=8")
     whole = train(*options)
     cfg, signals = configure(*QUICK, *options), Signals()

@@ -1,4 +1,4 @@
-"""The kernels for batch normalization and ReLU compute what torch does: output, gradients and running means."""
+"""The kernels for batch normalization and ReLU agree with torch in output, gradients and running means."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from vggexp.models.cpu import batchnorm
 from vggexp.models.cpu.fused import Block, layer_by_layer
 
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""How far the largest difference may be off, as a share of the largest value."""
+"""The largest difference allowed, as a share of the largest value."""
 
 
 def layers(channels: int, relu: bool = True) -> Block:
@@ -27,7 +27,7 @@ def plain(block: Block) -> nn.Sequential:
 
 
 def maps(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """With means far from zero."""
+    """Random values whose means are far from zero."""
     torch.manual_seed(1)
     return (3 * torch.randn(shape) + 20).to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -40,7 +40,7 @@ def close(ours: Tensor, theirs: Tensor, share: float) -> bool:
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", [(4, 16, 7, 5), (70, 64, 9, 9), (8, 48, 1, 1), (3, 512, 3, 3)])
-def test_training_is_torchs(shape: tuple[int, ...], dtype: torch.dtype, relu: bool) -> None:
+def test_training_agrees_with_torch(shape: tuple[int, ...], dtype: torch.dtype, relu: bool) -> None:
     ours, images = layers(shape[1], relu), maps(*shape, dtype=dtype)
     theirs, gradient = plain(ours), torch.randn(shape).to(dtype)
     results = []
@@ -55,7 +55,7 @@ def test_training_is_torchs(shape: tuple[int, ...], dtype: torch.dtype, relu: bo
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_evaluation_is_torchs(dtype: torch.dtype) -> None:
+def test_evaluation_agrees_with_torch(dtype: torch.dtype) -> None:
     ours, images = layers(32).eval(), maps(5, 32, 6, 6, dtype=dtype)
     with torch.no_grad():
         assert batchnorm.has_kernel(images, ours[0])
@@ -63,7 +63,7 @@ def test_evaluation_is_torchs(dtype: torch.dtype) -> None:
     assert ours[0].num_batches_tracked == 0
 
 
-def test_the_same_bits_each_time() -> None:
+def test_the_bits_are_the_same_each_time() -> None:
     images = maps(64, 32, 14, 14)
 
     def run() -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def test_the_same_bits_each_time() -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
+def test_nan_stays_nan(dtype: torch.dtype) -> None:
     images = maps(2, 16, 2, 2, dtype=dtype)
     images[0, 3, 0, 0], images[0, 5, 0, 0] = math.nan, math.inf
     ours = layers(16)
@@ -86,7 +86,7 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
     assert torch.equal(output.isnan(), plain(layers(16))(images).isnan())
 
 
-def test_bf16_is_rounded_to_the_nearest_and_from_halfway_to_even() -> None:
+def test_bf16_is_rounded_to_the_nearest_value_and_ties_to_even() -> None:
     block = Block(nn.BatchNorm2d(16)).eval()
     block[0].running_var.fill_(1 - block[0].eps)
     block[0].weight.data = torch.linspace(1, 2, 16)
@@ -107,7 +107,7 @@ def test_bf16_is_rounded_to_the_nearest_and_from_halfway_to_even() -> None:
     ],
     ids=["12 channels", "cumulative", "no weights", "float64", "NCHW", "gradient in evaluation"],
 )
-def test_what_has_no_kernel_is_left_to_torch(norm: nn.BatchNorm2d, images: Tensor) -> None:
+def test_torch_computes_what_has_no_kernel(norm: nn.BatchNorm2d, images: Tensor) -> None:
     assert not batchnorm.has_kernel(images, norm)
     block = Block(norm, nn.ReLU())
     assert torch.equal(plain(block)(images), block(images))
@@ -119,7 +119,7 @@ def test_one_value_per_channel_is_refused_as_torch_does() -> None:
 
 
 @pytest.mark.usefixtures("_no_compiler")
-def test_without_a_compiler_torch_does_the_work() -> None:
+def test_without_a_compiler_torch_computes_batch_normalization() -> None:
     assert not batchnorm.has_kernel(maps(4, 16, 6, 6), nn.BatchNorm2d(16))
 
 

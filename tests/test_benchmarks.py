@@ -1,4 +1,4 @@
-"""The benchmark's loops do what they are held to be, and its tables add up. No test looks at a clock."""
+"""The benchmark's loops train what they claim to train, and its tables add up. No test measures time."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_chapters_network_is_ours() -> None:
-    """Layer for layer: the same weights give the same logits."""
+    """With the same weights, layer by layer, both give the same logits."""
     chapter, ours = loops.chapter_network(96).eval(), VGG("vgg11", ratio=4, image_size=96).eval()
     for theirs, mine in zip(chapter.parameters(), ours.parameters(), strict=True):
         theirs.data.copy_(mine)
@@ -27,7 +27,7 @@ def test_the_chapters_network_is_ours() -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("loop", loops.LOOPS)
-def test_every_loop_trains_and_says_what_it_measured(loop: str, real_cache: str, tmp_path: Path) -> None:
+def test_every_loop_trains_and_prints_what_it_measured(loop: str, real_cache: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.loops", loop, "--size", "32", "--images", "256", "--precision", "bf16"]
     env = {"VGGEXP_CACHE": real_cache, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
@@ -37,7 +37,7 @@ def test_every_loop_trains_and_says_what_it_measured(loop: str, real_cache: str,
     assert 2**27 < found["peak_memory_bytes"] < 2**34
 
 
-def test_training_takes_the_operations_of_pencil_and_paper() -> None:
+def test_the_operations_of_training_match_a_calculation_by_hand() -> None:
     assert compare.operations(224) == pytest.approx(2.848e9, rel=0.01)
     assert compare.operations(96) == pytest.approx(0.528e9, rel=0.01)
 
@@ -52,7 +52,7 @@ def test_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
     ceilings = {"fp32": 1e12, "bf16": 2e12}
     rows = compare.table([found(100), found(300), found(200)], ceilings, 96)
     ours = next(row for row in rows if row[:2] == ["ours", "bf16"])
-    assert ours[2:5] == ["1400.0", "7.00", "7.00–7.00"]  # the machine's drift is no spread of the ratio
+    assert ours[2:5] == ["1400.0", "7.00", "7.00–7.00"]  # drift of the machine does not widen the range of the ratio
     assert ours[5] == f"{1400 * compare.operations(96) / 2e12:.0%}"
     assert compare.overhead([found(1)], "bf16").startswith("Lightning's share, bf16: -14.3%")
     text = compare.write(tmp_path, "loops", compare.COLUMNS, rows, ["a note"])
@@ -63,7 +63,7 @@ def test_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
     assert (tmp_path / "loops.png").stat().st_size > 5000
 
 
-def test_without_a_gpu_its_benchmark_says_so() -> None:
+def test_the_gpu_benchmark_says_that_there_is_no_gpu() -> None:
     command, env = [sys.executable, "-m", "benchmarks.gpu"], os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""A checkpoint is written whole or not at all, the one before it is kept, and a damaged one is set aside."""
+"""A checkpoint is written completely or not at all, the one before it is kept, and a damaged one is skipped."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from vggexp.errors import NON_FINITE, UserError
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[[float], Path]:
-    """Saves a checkpoint with this weight as last.ckpt."""
+    """Returns a function that saves a checkpoint with the given weight as last.ckpt."""
     files = CheckpointFiles({"last.ckpt": "previous.ckpt"})
 
     def call(weight: float) -> Path:
@@ -30,7 +30,7 @@ def weight(path: Path) -> float:
     return checkpoint.read(path, "key")["state_dict"]["net.x"].item()
 
 
-def test_the_old_file_gets_its_other_name(save: Callable[[float], Path]) -> None:
+def test_the_old_file_is_renamed_to_previous(save: Callable[[float], Path]) -> None:
     assert [path.name for path in save(1).parent.iterdir()] == ["last.ckpt"]
     save(2)
     last = save(3)
@@ -40,7 +40,7 @@ def test_the_old_file_gets_its_other_name(save: Callable[[float], Path]) -> None
     assert (weight(last), weight(previous)) == (4, 2)
 
 
-def test_what_a_killed_process_left_behind_is_removed(save: Callable[[float], Path]) -> None:
+def test_leftovers_of_a_killed_process_are_removed(save: Callable[[float], Path]) -> None:
     abandoned = save(1).with_name(".last.ckpt.123.0")
     abandoned.write_bytes(b"half of it")
     assert sorted(path.name for path in save(2).parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
@@ -79,7 +79,9 @@ def test_a_network_that_is_not_finite_is_not_saved(save: Callable[[float], Path]
     assert weight(last) == 1
 
 
-def test_the_newest_intact_one_is_found(save: Callable[[float], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_newest_intact_checkpoint_is_found(
+    save: Callable[[float], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     save(1)
     last = save(2)
     run, paths = last.parent.parent, [last, last.with_name("previous.ckpt")]

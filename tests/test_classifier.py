@@ -33,14 +33,14 @@ def test_scores_are_means_over_samples_not_over_batches() -> None:
     assert scores["loss"].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
 
 
-def test_scores_of_a_stage_are_its_own_and_not_in_the_checkpoint() -> None:
+def test_each_stage_has_its_own_scores_and_none_is_in_the_checkpoint() -> None:
     module = classifier()
     module._step((torch.rand(4, 1, 32, 32), torch.arange(4)), "train")
     assert module._scores_of("val")["loss"].update_called is False
     assert all(name.startswith("net.") for name in module.state_dict())
 
 
-def test_label_smoothing_changes_the_training_loss_alone() -> None:
+def test_label_smoothing_changes_only_the_training_loss() -> None:
     torch.manual_seed(0)
     module = classifier("step.label_smoothing=0.2").eval()
     images, labels = torch.rand(8, 1, 32, 32), torch.arange(8)
@@ -52,7 +52,7 @@ def test_label_smoothing_changes_the_training_loss_alone() -> None:
         assert module._step((images, labels), stage)["loss"].item() == pytest.approx(plain.item(), rel=1e-5)
 
 
-def test_test_time_flip_averages_over_the_mirror_image_when_it_predicts_not_when_it_learns() -> None:
+def test_test_time_flip_averages_over_the_mirror_image_in_prediction_but_not_in_training() -> None:
     torch.manual_seed(0)
     module = classifier("step.test_time_flip=true", "model.dropout=0").eval()
     images = torch.rand(8, 1, 32, 32)
@@ -63,7 +63,7 @@ def test_test_time_flip_averages_over_the_mirror_image_when_it_predicts_not_when
     assert not torch.equal(both, module.net(images))
 
 
-def test_what_a_checkpoint_says_of_its_run_is_plain_python() -> None:
+def test_a_checkpoint_describes_its_run_in_plain_python() -> None:
     def plain(value: object) -> bool:
         if isinstance(value, dict):
             return all(plain(v) for v in value.values())
@@ -75,7 +75,7 @@ def test_what_a_checkpoint_says_of_its_run_is_plain_python() -> None:
     assert plain(about)
 
 
-def test_scores_have_the_bits_of_torchmetrics() -> None:
+def test_scores_are_bit_identical_to_those_of_torchmetrics() -> None:
     torch.manual_seed(1)
     module = classifier().eval()
     accuracy, total, count = MulticlassAccuracy(10, average="micro"), torch.tensor(0.0), 0
@@ -115,11 +115,11 @@ def rates(name: str, steps: int, **options: float) -> list[float]:
     return found
 
 
-def test_constant_keeps_the_rate() -> None:
+def test_constant_keeps_the_learning_rate() -> None:
     assert set(rates("constant", 10)) == {0.5}
 
 
-def test_cosine_rises_then_falls_to_its_end() -> None:
+def test_cosine_rises_and_then_falls_to_its_final_value() -> None:
     found = rates("cosine", 100, warmup=0.1, final=0.02)
     assert found[:11] == sorted(found[:11])
     assert max(found) == pytest.approx(0.5)
@@ -127,7 +127,7 @@ def test_cosine_rises_then_falls_to_its_end() -> None:
     assert found[-1] == pytest.approx(0.01)
 
 
-def test_onecycle_starts_peaks_and_ends_where_it_says() -> None:
+def test_onecycle_starts_peaks_and_ends_as_configured() -> None:
     found = rates("onecycle", 101, warmup=0.3, initial=0.1, final=0.001)
     assert (found[0], max(found), found[-1]) == (
         pytest.approx(0.05), pytest.approx(0.5, rel=1e-3), pytest.approx(0.0005)
@@ -135,7 +135,7 @@ def test_onecycle_starts_peaks_and_ends_where_it_says() -> None:
     assert found.index(max(found)) == pytest.approx(0.3 * 101, abs=2)
 
 
-def test_triangular_is_two_lines() -> None:
+def test_triangular_is_two_straight_lines() -> None:
     found = rates("triangular", 100, warmup=0.2, initial=0.1, final=0.02)
     assert found[0] == pytest.approx(0.05)
     assert found[10] == pytest.approx(0.5 * 0.55)
@@ -146,16 +146,16 @@ def test_triangular_is_two_lines() -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "onecycle", "triangular"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_schedules_bear_the_shortest_runs(name: str, steps: int) -> None:
+def test_schedules_support_the_shortest_runs(name: str, steps: int) -> None:
     assert all(0 <= rate <= 0.5 for rate in rates(name, steps))
 
 
 @pytest.mark.parametrize("target", ["vggexp.nowhere.X", "vggexp.models.Nope", "vggexp.data.idx.subprocess", "vggexp.runs.manifest.Path"])  # fmt: skip  # noqa: E501
-def test_targets_that_are_not_the_packages_own_are_refused(target: str) -> None:
+def test_targets_outside_the_package_are_refused(target: str) -> None:
     with pytest.raises(UserError, match=f"_target_={target}"):
         locate(target, object)
 
 
-def test_options_that_a_component_does_not_take_are_named() -> None:
+def test_options_that_a_component_does_not_accept_are_named() -> None:
     with pytest.raises(UserError, match=r"_target_=vggexp\.models\.VGG.*depth"):
         construct(nn.Module, {"_target_": "vggexp.models.VGG", "depth": 11})

@@ -35,7 +35,7 @@ def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
     assert "vgg11" in refused.stderr
 
 
-def test_every_command_explains_itself_and_alone_the_program_says_how_to_start(tmp_path: Path) -> None:
+def test_every_command_has_help_and_the_program_alone_says_how_to_start(tmp_path: Path) -> None:
     assert "vggexp train experiment=quickstart" in console(cwd=tmp_path).stdout
     assert re.fullmatch(r"vggexp \d+\.\d+\.\d+\n", console("--version", cwd=tmp_path).stdout)
     module = subprocess.run([sys.executable, "-m", "vggexp"], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -43,7 +43,7 @@ def test_every_command_explains_itself_and_alone_the_program_says_how_to_start(t
 
 
 @pytest.mark.parametrize("name", sorted(set(commands.COMMANDS) - {"train"}))
-def test_the_help_of_a_command_begins_with_how_to_call_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_command_begins_with_its_usage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.main([name, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"vggexp {name}")
 
@@ -96,7 +96,7 @@ def test_make_help_lists_every_target_in_one_screen() -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked as pip does, in a folder without the checkout."""
+    """The wheel, installed by pip into a folder without the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet"]
     options = ["--no-deps", "--no-build-isolation", "--no-index"]

@@ -1,4 +1,4 @@
-"""Every config that ships is valid; every mistake is one line that names the key, the value and what is allowed."""
+"""Every config in `conf/` is valid; every mistake gives one line that names the key, the value and what is allowed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def test_every_choice_is_valid(choice: str) -> None:
     configure(choice, *(["--multirun"] if choice.startswith("search=") else []))
 
 
-def test_groups_are_those_promised() -> None:
+def test_groups_are_those_documented() -> None:
     assert set(CHOICES) >= {
         *("model=vgg11", "model=vgg11_lrn", "model=vgg13", "model=vgg16_c", "model=vgg16", "model=vgg19"),
         *("model=alexnet", "data=fashion_mnist"),
@@ -40,7 +40,7 @@ def test_groups_are_those_promised() -> None:
     }
 
 
-def test_the_plain_command_is_the_chapters_run() -> None:
+def test_the_plain_command_trains_as_the_chapter_does() -> None:
     cfg = configure("model=vgg11", "model.ratio=4")
     assert (cfg.data.resize, cfg.data.batch_size, cfg.trainer.max_epochs) == (224, 128, 5)
     assert cfg.optimizer.spec() == {
@@ -138,7 +138,7 @@ def test_a_mistake_is_named(override: str, words: str) -> None:
         assert word in message
 
 
-def test_settings_that_contradict_are_named() -> None:
+def test_contradictory_settings_are_named() -> None:
     with pytest.raises(UserError, match=r"early_stopping.*val_size=0.*val_size=5000"):
         configure("trainer.early_stopping.patience=2", "data.val_size=0")
     with pytest.raises(UserError, match="nesterov"):
@@ -152,12 +152,12 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts() -> None:
     assert [(job.data.resize, job.seed) for job in jobs] == [(r, s) for r in (32, 64) for s in range(3)]
 
 
-def test_seed_zero_is_a_seed_and_part_of_the_hash() -> None:
+def test_seed_zero_is_a_valid_seed_and_part_of_the_hash() -> None:
     assert configure("seed=0").seed == 0
     assert configure("seed=0").hash() == configure().hash() != configure("seed=1").hash()
 
 
-def test_a_package_of_the_users_own_is_allowed_by_name() -> None:
+def test_a_users_package_is_allowed_by_name() -> None:
     assert configure(*TINY).data.target == "synthetic.SyntheticMNIST"
     with pytest.raises(UserError, match=r"allowed_packages=\[synthetic\]"):
         configure(*TINY, "allowed_packages=[]")
@@ -173,7 +173,7 @@ def test_the_command_answers_a_mistake_with_one_line_and_exit_2(override: str, t
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["model=vgg12"]], ids=" ".join)
-def test_answers_come_without_loading_torch(flags: list[str], tmp_path: Path) -> None:
+def test_torch_is_not_loaded_to_answer(flags: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
@@ -187,7 +187,7 @@ def test_rerunning_a_pickle_is_refused() -> None:
         compose.parse(["--experimental-rerun", "config.pickle"])
 
 
-def test_names_of_runs_differ_between_processes() -> None:
+def test_run_names_differ_between_processes() -> None:
     code = "from vggexp.config.compose import run_name; print(run_name() == run_name(), run_name())"
     command = [sys.executable, "-c", code]
     names = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
@@ -219,7 +219,7 @@ def test_bash_completes(line: str, expected: str, tmp_path: Path) -> None:
     assert expected in done.stdout.split(), done.stderr
 
 
-def test_a_network_of_the_users_own_trains_from_one_file_and_one_yaml(tmp_path: Path) -> None:
+def test_a_users_network_trains_from_one_python_file_and_one_yaml_file(tmp_path: Path) -> None:
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "data").mkdir()
     (tmp_path / "conf" / "data" / "synthetic.yaml").write_text((TESTS / "conf/data/synthetic.yaml").read_text())

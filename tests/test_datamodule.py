@@ -1,4 +1,4 @@
-"""Splits, order, batches, and a position from which training resumes exactly."""
+"""The data module: splits, order, batches, and the position from which training resumes exactly."""
 
 import os
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_split_is_stratified_disjoint_and_fixed_by_the_seed() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 333, 999])
-def test_split_takes_exactly_as_many_as_asked(size: int) -> None:
+def test_split_takes_exactly_as_many_images_as_requested(size: int) -> None:
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 7, 1000))
     stay, taken = split(labels, size, seed=0)
     assert (len(stay), len(taken)) == (1000 - size, size)
@@ -74,7 +74,7 @@ def test_split_takes_exactly_as_many_as_asked(size: int) -> None:
     assert share.abs().max() < 1
 
 
-def test_stages_have_their_images_and_the_test_set_is_whole() -> None:
+def test_each_stage_has_its_images_and_the_test_set_is_complete() -> None:
     data = module()
 
     def labels(stage: str) -> Tensor:
@@ -120,17 +120,17 @@ def test_sizes_that_do_not_fit_are_named(options: dict[str, object], key: str) -
         module(**options)
 
 
-def test_the_data_give_the_networks_ends() -> None:
+def test_the_data_decide_the_networks_input_and_output_sizes() -> None:
     assert SyntheticMNIST(resize=45).dimensions == {"image_size": 45, "in_channels": 1, "num_classes": 10}
 
 
 CHANGES = {"flip": True, "shift": 2, "cutout": 8}
 EPOCHS, BATCHES = 3, 5
-"""Of 300 images, 64 a batch."""
+"""Batches per epoch: 300 images in batches of 64."""
 
 
 class Recorder(L.LightningModule):
-    """Learns nothing, and notes what it gets in training and where the data say it stands."""
+    """A module that does not learn, but records what it receives in training and the position that the data report."""
 
     def __init__(self, save_at: dict[str, tuple[int, int]], folder: Path) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Recorder(L.LightningModule):
             self.trainer.save_checkpoint(self.folder / f"{hook}.ckpt")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lets a run that is saved in validation resume at the beginning of it, as runs do."""
+        """Lets a run that was saved during validation resume at the beginning of it, as real runs do."""
         if self.saving == "validation":
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             for counter in ("total", "current"):
@@ -228,7 +228,7 @@ def test_training_resumes_as_if_it_had_never_stopped(workers: int, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_position_counts_the_batches_done_in_the_epoch(tmp_path: Path) -> None:
+def test_the_position_counts_the_finished_batches_of_the_epoch(tmp_path: Path) -> None:
     found = fit(tmp_path, 0).positions
     assert found == {
         "validation": [(epoch, BATCHES) for epoch in range(EPOCHS) for _ in range(2)],
@@ -240,7 +240,7 @@ def test_the_position_counts_the_batches_done_in_the_epoch(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_batch_is_augmented_by_seed_epoch_and_batch_alone(tmp_path: Path) -> None:
+def test_augmentation_depends_only_on_seed_epoch_and_batch(tmp_path: Path) -> None:
     plain = module(batch_size=64, seed=5)
     for (epoch, batch), (images, _) in fit(tmp_path, 1, epochs=2).seen.items():
         stored = list(plain.loader("train", epoch))[batch][0]

@@ -1,4 +1,4 @@
-"""`vggexp evaluate` repeats the run's numbers to the bit, and its tables and pictures show the predictions."""
+"""`vggexp evaluate` repeats the run's numbers bit for bit, and its tables and pictures show the predictions."""
 
 import csv
 import json
@@ -16,13 +16,13 @@ from synthetic import TEST, SyntheticMNIST
 from vggexp.inference import load as networks
 from vggexp.inference.evaluate import evaluate
 
-# Times the last layer's weights, so that some bins of confidence lie above and others below their accuracy.
+# A factor for the last layer's weights: the confidence of some bins is then above their accuracy, of others below.
 SHARPER = 5
 TRUST = {"allowed_packages": ["synthetic"]}
 
 
 def predictions(found: networks.Network) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels of the test set, by hand."""
+    """Logits and labels of the test set, computed without `evaluate`."""
     data = SyntheticMNIST(root=found.cfg.data.root, resize=32, batch_size=TEST, val_size=100)
     data.setup()
     images, labels = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
@@ -35,7 +35,7 @@ def rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_the_command_repeats_the_stored_numbers_and_leaves_tables_and_pictures(trained: Run, tmp_path: Path) -> None:
+def test_the_command_repeats_the_stored_numbers_and_writes_tables_and_pictures(trained: Run, tmp_path: Path) -> None:
     run = shutil.copytree(trained.folder, tmp_path / "run")
     done = vggexp("evaluate", f"run={run}", "allowed_packages=[synthetic]", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -61,7 +61,7 @@ def test_a_checkpoint_alone_gives_the_same_numbers_in_the_precision_of_its_train
     }
 
 
-def test_tables_are_those_of_the_predictions(trained: Run, tmp_path: Path) -> None:
+def test_tables_match_the_predictions(trained: Run, tmp_path: Path) -> None:
     found = networks.load(str(trained.folder), TRUST)
     last = [layer for layer in found.module.modules() if isinstance(layer, torch.nn.Linear)][-1]
     last.weight.data *= SHARPER
@@ -115,7 +115,7 @@ def test_mistakes_are_shown_the_most_confident_first(
     assert torch.equal(images[0], data.sets["test"].tensors[0][worst])
 
 
-def test_data_of_other_classes_are_refused(trained: Run, tmp_path: Path) -> None:
+def test_data_with_other_classes_are_refused(trained: Run, tmp_path: Path) -> None:
     other = {"data": {"_target_": "vggexp.data.FashionMNIST"}} | TRUST
     assert "T-shirt/top" in refusal(lambda: evaluate(networks.load(str(trained.folder), other), tmp_path))
     other = {"data": {"resize": 64}} | TRUST
@@ -142,6 +142,6 @@ def test_the_command_answers_a_mistake_with_one_line_and_exit_2(
         assert word in done.stderr
 
 
-def test_what_may_differ_from_the_training_is_checked(trained: Run) -> None:
+def test_settings_that_may_differ_from_training_are_checked(trained: Run) -> None:
     message = refusal(lambda: networks.load(str(trained.folder), {"trainer": {"acelerator": "cpu"}} | TRUST))
     assert "did you mean trainer.accelerator?" in message

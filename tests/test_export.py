@@ -1,4 +1,4 @@
-"""What `vggexp.inference.export` writes gives the network's answers in other programs."""
+"""Exported files give the network's answers in other programs."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def ready(pixels: np.ndarray) -> torch.Tensor:
     return resize(torch.from_numpy(pixels.copy()), 32).unsqueeze(1).float().div(255)
 
 
-def test_a_network_that_looks_twice_is_exported_so(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_network_with_test_time_flip_is_exported_with_it(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train("step.test_time_flip=true", "trainer.max_epochs=1")
     manifest.write(run.folder, manifest.collect(run.cfg) | {"status": "completed"} | run.result)
     found = networks.load(str(run.folder), {"allowed_packages": ["synthetic"]})
@@ -77,7 +77,7 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
         assert json.loads(file.metadata()["classes"])[3] == "bar 3"
 
 
-def test_ready_tensors_are_an_input_too(found: networks.Network, tmp_path: Path) -> None:
+def test_prepared_tensors_can_be_the_input(found: networks.Network, tmp_path: Path) -> None:
     differences = export.export(found, tmp_path, ["onnx"], "tensor")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -101,7 +101,7 @@ def test_a_file_that_does_not_agree_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_format_is_one_line(tmp_path: Path) -> None:
+def test_a_wrong_format_gives_one_line(tmp_path: Path) -> None:
     done = vggexp("export", "run=last", "formats=onnx,tflite", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "tflite" in done.stderr

@@ -1,4 +1,4 @@
-"""The five additions of docs/extending.md work as written: its files are written out, its commands run."""
+"""The five additions in docs/extending.md work as written: the tests write out its files and run its commands."""
 
 import re
 import runpy
@@ -28,7 +28,7 @@ TRAINING = [command[2:] for command in COMMANDS if command[:2] == ["vggexp", "tr
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The page's folder, with its files and its data set, as the current one and on Python's path."""
+    """A folder with the page's files and data set, as the current folder and on Python's path."""
     place = tmp_path_factory.mktemp("extending")
     for name, text in FILES.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
-    """Runs, in this process, the page's training command that holds a text; the precision is the same everywhere."""
+    """Runs the page's training command that contains a text, in this process, on the CPU and in fp32."""
     from vggexp.training.run import run
 
     def call(text: str) -> Run:
@@ -61,7 +61,7 @@ def test_the_page_has_five_additions() -> None:
     assert len(TRAINING) == 6
 
 
-def test_a_data_set_by_the_commands_of_the_page(folder: Path) -> None:
+def test_a_data_set_with_the_commands_of_the_page(folder: Path) -> None:
     first = COMMANDS.index(["python", "make_stripes.py"])
     for command in COMMANDS[first + 1 : first + 3]:
         assert command[0] == "vggexp"

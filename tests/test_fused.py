@@ -1,4 +1,4 @@
-"""The fast paths keep the mathematics: a batch in pieces trains as layer by layer does."""
+"""The fast paths compute the same mathematics: a batch in pieces trains like a batch that goes layer by layer."""
 
 import copy
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plain(net: nn.Module) -> nn.Module:
-    """The same network in which each block is an `nn.Sequential`, as the chapter's."""
+    """A copy of the network in which each block is a plain `nn.Sequential`, as in the chapter."""
     copied = copy.deepcopy(net)
     for module in copied.modules():
         if isinstance(module, fused.Block):
@@ -37,15 +37,15 @@ def plain(net: nn.Module) -> nn.Module:
 
 
 def gradients(net: nn.Module, images: Tensor) -> list[Tensor]:
-    torch.manual_seed(1)  # of dropout
+    torch.manual_seed(1)  # for dropout
     return list(torch.autograd.grad(F.cross_entropy(net(images), torch.arange(len(images)) % 10), net.parameters()))
 
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize(("make", "size"), zip(NETWORKS, SIZES, strict=True))
-def test_gradients_are_those_of_the_plain_layers(make: Callable[[], nn.Module], size: int, last: bool) -> None:
-    """In float64, so that no rounding moves the maximum of a window."""
+def test_gradients_match_those_of_the_plain_layers(make: Callable[[], nn.Module], size: int, last: bool) -> None:
+    """Uses float64, so that rounding does not move the maximum of a window."""
     torch.manual_seed(0)
     net = make().double().to(memory_format=torch.channels_last if last else torch.contiguous_format)
     images = torch.rand(11, 1, size, size, dtype=torch.float64)
@@ -67,7 +67,7 @@ def test_evaluation_gives_the_logits_of_training(make: Callable[[], nn.Module], 
 
 
 def losses(net: nn.Module, lr: float, steps: int = 60) -> list[float]:
-    """Of training at 64 px, in the precision of the network's weights."""
+    """The losses of training at 64 px, in the precision of the network's weights."""
     import os
 
     data = SyntheticMNIST(root=os.environ["VGGEXP_TEST_ROOT"], val_size=0, resize=64, batch_size=64)
@@ -79,7 +79,7 @@ def losses(net: nn.Module, lr: float, steps: int = 60) -> list[float]:
     while len(found) < steps:
         for batch in data.loader("train", epoch):
             images, labels = data.on_after_batch_transfer(batch, 0)
-            torch.manual_seed(len(found))  # of dropout
+            torch.manual_seed(len(found))  # for dropout
             loss = F.cross_entropy(net(images.to(dtype)), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -99,16 +99,16 @@ def losses(net: nn.Module, lr: float, steps: int = 60) -> list[float]:
     ],
     ids=["fp32", "fp32, batch norm", "fp64"],
 )
-def test_the_loss_curve_is_the_plain_paths_over_60_steps(
+def test_the_loss_curve_matches_the_plain_path_over_60_steps(
     dtype: torch.dtype, batch_norm: bool, lr: float, last: float, tolerance: float
 ) -> None:
-    """Ours against the chapter's: NCHW, layers one after another, ReLU before the max-pool.
+    """Compares our network with the chapter's: NCHW, one layer after another, ReLU before the max-pool.
 
-    Training makes a difference of one rounding grow with every step; in fp32 a low rate keeps it small, in fp64
-    there is room for the chapter's.
+    In training, a difference of one rounding grows with every step. In fp32, a low learning rate keeps it small; fp64
+    is precise enough for the chapter's rate.
     """
     torch.manual_seed(0)
-    ratio = 4 if batch_norm else 16  # whose channels are all of them multiples of the kernels' sixteen
+    ratio = 4 if batch_norm else 16  # with 4, all channels are multiples of the kernels' sixteen
     net = VGG("vgg11", ratio=ratio, image_size=64, batch_norm=batch_norm, init="kaiming").to(dtype)
     chapter = plain(net)
     for block in chapter.features:  # type: ignore[union-attr]
@@ -121,7 +121,7 @@ def test_the_loss_curve_is_the_plain_paths_over_60_steps(
 
 
 @pytest.mark.usefixtures("_small_pieces")
-def test_layer_by_layer_calls_hooks_for_a_while() -> None:
+def test_layer_by_layer_calls_hooks_only_inside_its_context() -> None:
     net, seen = VGG("vgg11", ratio=8, image_size=64), []
     net.features[0][0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     images = torch.rand(9, 1, 64, 64)
@@ -132,7 +132,7 @@ def test_layer_by_layer_calls_hooks_for_a_while() -> None:
     assert torch.equal(watched, plain(net)(images))
     assert [block.fused for block in net.features] == [True, False, True, True, True]
     assert torch.allclose(net(images), watched, atol=1e-6)
-    assert len(seen) == 2  # once more by the plain copy, which shares the hook
+    assert len(seen) == 2  # the second call comes from the plain copy, which shares the hook
     with pytest.raises(KeyError), layer_by_layer(net):
         raise KeyError
     assert net.features[0].fused
@@ -154,8 +154,8 @@ def test_an_exported_network_works_for_any_batch_size() -> None:
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_kernels_are_skipped_for_stand_ins_without_content(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under FakeTensorMode, which estimates memory, a kernel would read and write at address zero."""
+def test_kernels_are_skipped_for_tensors_without_data(batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under FakeTensorMode, which estimates memory, a kernel would access memory at address zero."""
     from torch._subclasses import FakeTensorMode
 
     called: list[str] = []
@@ -170,12 +170,12 @@ def test_kernels_are_skipped_for_stand_ins_without_content(batch_norm: bool, mon
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("options", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"bias": False}])
-def test_a_convolution_with_other_options_runs_as_itself(options: dict[str, object]) -> None:
+def test_a_convolution_with_other_options_runs_unchanged(options: dict[str, object]) -> None:
     block = fused.Block(nn.Conv2d(4, 8, 3, padding=1, **options), nn.ReLU())
     maps = torch.rand(16, 4, 32, 32)
     assert torch.equal(block(maps), nn.Sequential(*block)(maps))
 
 
-def test_a_network_that_does_not_learn_keeps_nothing() -> None:
+def test_a_frozen_network_keeps_no_activations() -> None:
     net = VGG("vgg11", ratio=8, image_size=64).requires_grad_(False)
     assert net(torch.rand(9, 1, 64, 64)).grad_fn is None

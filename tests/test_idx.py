@@ -1,4 +1,4 @@
-"""The set is found in the documented order, and only its sha256 is trusted."""
+"""The data set is searched in the documented order, and only its sha256 is trusted."""
 
 import gzip
 import io
@@ -28,7 +28,7 @@ def obtain(tmp_path: Path, spec: idx.IDXSet = synthetic.SOURCE, root: Path | Non
 
 @pytest.fixture
 def system(tmp_path: Path) -> idx.IDXSet:
-    """The set, with a good system folder."""
+    """The data set, with intact files in the system folder."""
     return replace(synthetic.SOURCE, system_dir=str(synthetic.write(tmp_path / "system")))
 
 
@@ -36,11 +36,11 @@ def system(tmp_path: Path) -> idx.IDXSet:
 def test_a_named_folder_fills_the_cache(tmp_path: Path, compressed: bool) -> None:
     root = synthetic.write(tmp_path / "root", compressed)
     assert obtain(tmp_path, root=root) == synthetic.FILES
-    assert obtain(tmp_path) == synthetic.FILES  # now from the cache alone
+    assert obtain(tmp_path) == synthetic.FILES  # now from the cache only
     assert {p.name for p in (tmp_path / "cache" / "synthetic").iterdir()} == {".lock", *synthetic.FILES}
 
 
-def test_torchvisions_layout_is_known(tmp_path: Path) -> None:
+def test_torchvisions_folder_layout_is_recognized(tmp_path: Path) -> None:
     synthetic.write(tmp_path / "root" / "FashionMNIST" / "raw")
     assert obtain(tmp_path, root=tmp_path / "root") == synthetic.FILES
 
@@ -94,7 +94,7 @@ def test_a_wrong_file_in_the_cache_is_named_and_replaced(
     assert path.read_bytes() == synthetic.FILES[IMAGES]
 
 
-def test_with_no_source_left_one_line_says_what_to_do(tmp_path: Path) -> None:
+def test_if_no_source_is_left_one_line_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.root=FOLDER") as error:
         obtain(tmp_path)
     assert error.value.exit_code == 1
@@ -111,7 +111,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path, system: idx.IDXSe
 
 
 class Mirrors:
-    """Stands in for the network: answers urlopen and remembers what it was asked."""
+    """Replaces the network: answers `urlopen` and records the requested addresses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], bytes]) -> None:
         self.asked: list[str] = []
@@ -130,18 +130,18 @@ def gz_of(url: str) -> bytes:
 ONLINE = replace(synthetic.SOURCE, mirrors=("https://one.example/a", "https://two.example/b"))
 
 
-def test_mirrors_are_asked_over_https_only() -> None:
+def test_mirrors_use_https_only() -> None:
     assert idx.FASHION_MNIST.mirrors
     assert all(url.startswith("https://") for url in idx.FASHION_MNIST.mirrors)
 
 
-def test_a_mirror_serves_when_no_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_is_used_if_no_folder_has_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirrors = Mirrors(monkeypatch, gz_of)
     assert obtain(tmp_path, ONLINE, online=True) == synthetic.FILES
     assert mirrors.asked == [f"https://one.example/a/{name}.gz" for name in synthetic.FILES]
 
 
-def test_a_mirror_with_wrong_files_is_refused_and_the_next_asked(
+def test_a_mirror_with_wrong_files_is_refused_and_the_next_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirrors = Mirrors(monkeypatch, lambda url: b"<html>moved</html>" if "one" in url else gz_of(url))
@@ -149,7 +149,7 @@ def test_a_mirror_with_wrong_files_is_refused_and_the_next_asked(
     assert len(mirrors.asked) == 8
 
 
-def test_an_unreachable_mirror_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_mirror_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(url: str) -> bytes:
         if "one" in url:
             raise urllib.error.URLError("no route")
@@ -160,7 +160,7 @@ def test_an_unreachable_mirror_is_asked_once(tmp_path: Path, monkeypatch: pytest
     assert sum("one" in url for url in mirrors.asked) == 1
 
 
-def test_a_download_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_download_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idx, "MAX_BYTES", 1 << 19)
     Mirrors(monkeypatch, lambda url: bytes(1 << 20))
     with pytest.raises(UserError):
@@ -205,7 +205,7 @@ def test_the_data_command_fetches_and_trains_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_real_set_has_its_shapes(real_cache: str) -> None:
+def test_the_real_data_set_has_the_expected_shapes(real_cache: str) -> None:
     files = idx.obtain(idx.FASHION_MNIST, cache_dir=real_cache, online=False)
     assert [idx.parse(files[name]).shape for name in (IMAGES, idx.TRAIN_LABELS, idx.TEST_IMAGES, idx.TEST_LABELS)] == [
         (60000, 28, 28), (60000,), (10000, 28, 28), (10000,)

@@ -1,4 +1,4 @@
-"""What a run shows: everything asked for is there, true to the run, at its pace, and changes no number."""
+"""Inspections show everything requested, as often as configured and as the run computed it, and change no number."""
 
 import csv
 import json
@@ -35,12 +35,12 @@ Train = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def shown(train: Train) -> Run:
-    """A run of five epochs that shows all it can, at three of them."""
+    """A run of five epochs that shows everything it can, in three of them."""
     return train(*ALL, "trainer.max_epochs=5", "inspect.times=3")
 
 
 def events(folder: Path) -> EventAccumulator:
-    """As TensorBoard reads a run."""
+    """Reads a run's events as TensorBoard does."""
     read = EventAccumulator(str(folder), size_guidance=dict.fromkeys(("scalars", "images", "tensors", "histograms"), 0))
     read.Reload()
     return read
@@ -53,7 +53,7 @@ def test_showing_changes_no_number(train: Train) -> None:
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-def test_everything_asked_for_is_there(shown: Run) -> None:
+def test_everything_requested_is_shown(shown: Run) -> None:
     tags = events(shown.folder).Tags()
     classes = [f"bar_{n}" for n in range(10)]
     assert set(tags["scalars"]) >= {
@@ -70,7 +70,7 @@ def test_everything_asked_for_is_there(shown: Run) -> None:
     assert "custom_scalars__config__" in tags["tensors"]
 
 
-def test_pictures_keep_their_pace_and_scalars_do_not(shown: Run) -> None:
+def test_pictures_are_limited_in_number_and_scalars_are_not(shown: Run) -> None:
     read = events(shown.folder)
     steps = [event.step for event in read.Images("filters/first_layer")]
     assert steps == [4, 14, 24]  # epochs 1, 3 and 5 of five batches each
@@ -108,7 +108,7 @@ def test_tensorboard_and_metrics_csv_agree_value_by_value(shown: Run) -> None:
         assert [value for _, value in found[name]] == pytest.approx([value for _, value in logged], rel=1e-6), name
 
 
-def test_hparams_have_the_real_results(shown: Run) -> None:
+def test_hparams_have_the_final_results(shown: Run) -> None:
     read = events(shown.folder)
     content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
@@ -122,7 +122,7 @@ def test_hparams_have_the_real_results(shown: Run) -> None:
     assert "hp_metric" not in read.Tags()["scalars"]
 
 
-def test_texts_say_what_the_run_is(shown: Run) -> None:
+def test_texts_describe_the_run(shown: Run) -> None:
     read = events(shown.folder)
     config = read.Tensors("run/config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "ratio: 16" in config
@@ -138,7 +138,7 @@ def test_a_stopped_and_resumed_run_shows_each_step_once(shown: Run, tmp_path: Pa
             assert process.poll() is None
             time.sleep(0.05)
         process.kill()
-    assert len(list(csv.DictReader((folder / "metrics.csv").open()))) < 40  # it had not ended
+    assert len(list(csv.DictReader((folder / "metrics.csv").open()))) < 40  # it had not finished
     done = vggexp("train", "resume=outputs/run", "allowed_packages=[synthetic]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     resumed, whole = events(folder), events(shown.folder)
@@ -180,7 +180,7 @@ def test_a_dead_relu_is_counted_and_a_live_one_is_not() -> None:
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_where_it_looks_is_gradient_times_activation(pooled: bool, tmp_path: Path) -> None:
-    """A network whose score is the sum of its ReLU's upper half looks at the upper half."""
+    """If the score is the sum over the upper half of a ReLU's output, the network looks at the upper half."""
 
     class Upper(nn.Module):
         def forward(self, maps: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def test_where_it_looks_is_gradient_times_activation(pooled: bool, tmp_path: Pat
     assert upper.sum() > 1.5 * lower.sum()
 
 
-def test_a_picture_of_ones_own_is_one_class_and_one_name(tmp_path: Path) -> None:
+def test_a_users_picture_is_one_class_and_one_name(tmp_path: Path) -> None:
     cfg = configure(
         *TINY,
         "inspect.show=[gauges,predictions,synthetic_picture.Mine]",
@@ -222,13 +222,13 @@ def test_a_picture_of_ones_own_is_one_class_and_one_name(tmp_path: Path) -> None
     assert "vggexp.models.VGG" in refusal(lambda: callbacks(wrong, tmp_path, None))
 
 
-def test_all_inspections_come_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_inspections_are_made_in_the_requested_order(tmp_path: Path) -> None:
     made = callbacks(configure("inspect.show=[projector,gradcam,gauges]"), tmp_path, TensorBoardLogger(tmp_path))
     assert [type(each).__name__ for each in made] == ["Projection", "GradCAM", "Gauges"]
 
 
 def test_fused_optimizers_see_scaled_gradients() -> None:
-    """Only they take the scale of 16-mixed away themselves, after the hook that looks at gradients."""
+    """In 16-mixed, only fused optimizers unscale the gradients themselves, after the hook that inspects them."""
     scaler = SimpleNamespace(get_scale=lambda: 8.0)
     trainer: Any = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
     weight = nn.Parameter(torch.zeros(2))
@@ -237,7 +237,7 @@ def test_fused_optimizers_see_scaled_gradients() -> None:
     assert base.gradient_scale(trainer, torch.optim.Adam([weight])) == 1.0
 
 
-def test_examples_are_the_same_and_of_all_classes(trained: Run) -> None:
+def test_examples_are_always_the_same_and_cover_all_classes(trained: Run) -> None:
     data = datamodule(trained.cfg)
     data.setup()
     indices = base.examples(data, 20)
@@ -259,7 +259,7 @@ def test_signed_values_are_blue_white_and_red() -> None:
     assert picture[1].tolist() == [[0, 0, 255], [255, 255, 255], [255, 0, 0]]
 
 
-def test_a_grid_puts_pictures_row_after_row() -> None:
+def test_a_grid_arranges_pictures_row_by_row() -> None:
     tiles = [np.full((2, 2, 3), shade, np.uint8) for shade in (10, 20, 30)]
     sheet = pictures.grid(tiles, 2, gap=1)
     assert sheet.shape == (5, 5, 3)
@@ -269,13 +269,13 @@ def test_a_grid_puts_pictures_row_after_row() -> None:
 # -------------------------------------------------------------------------------------------------------- other loggers
 
 
-def test_csv_alone_leaves_no_events(train: Train) -> None:
+def test_the_csv_logger_alone_writes_no_events(train: Train) -> None:
     run = train("logger=csv", *ALL)
     assert not list(run.folder.glob("events*"))
     assert "grad_norm" in (run.folder / "metrics.csv").read_text().splitlines()[0]
 
 
-def test_mlflow_has_numbers_pictures_and_the_same_run_after_a_stop(
+def test_mlflow_has_numbers_and_pictures_and_continues_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = [*QUICK, *ALL, "logger=mlflow", "hydra.run.dir=outputs/run"]
@@ -302,7 +302,7 @@ def test_wandb_logs_offline(tmp_path: Path) -> None:
     assert list((tmp_path / "outputs" / "run" / "wandb").rglob("*.png"))
 
 
-def test_profile_leaves_a_trace_and_prints_the_top(tmp_path: Path) -> None:
+def test_profile_writes_a_trace_and_prints_the_top_operations(tmp_path: Path) -> None:
     args = [*TINY, "debug=profile", "trainer.accelerator=cpu", "hydra.run.dir=outputs/run"]
     done = vggexp("train", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The same numbers wherever a sweep runs: on this machine, under a real SLURM, on a real Ray cluster of two nodes."""
+"""A sweep gives the same numbers on this machine, on a real SLURM and on a real Ray cluster of two nodes."""
 
 import getpass
 import os
@@ -25,7 +25,7 @@ SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    """The scores that the default launcher gives, by config hash."""
+    """The scores of the default launcher, by config hash."""
     folder = tmp_path_factory.mktemp("default")
     done = vggexp("train", *GRID, "hydra.sweep.dir=outputs/default", cwd=folder, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,7 @@ def test_a_launcher_changes_no_number(launcher: str, expected: dict[str, list[fl
     done = vggexp("train", *GRID, *args, cwd=tmp_path, **ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr
     assert scores(tmp_path / "outputs" / "here") == expected
-    assert "epoch 1/1" not in done.stdout  # it is in the jobs' output.log
+    assert "epoch 1/1" not in done.stdout  # that is in the jobs' output.log
     assert "epoch 1/1" in (tmp_path / "outputs" / "here" / "0" / "output.log").read_text()
 
 
@@ -65,7 +65,7 @@ def test_ctrl_c_reaches_the_jobs_of_another_launcher(tmp_path: Path) -> None:
         out, error = process.communicate(timeout=90)
     assert process.returncode == 130, out + error
     found = results(folder)
-    assert sorted(found) == ["0", "1"]  # the third did not begin
+    assert sorted(found) == ["0", "1"]  # the third job did not begin
     assert {r["status"] for r in found.values()} == {"interrupted"}
     assert (folder / "0" / "checkpoints" / "last.ckpt").exists()
 
@@ -74,7 +74,7 @@ def test_ray_trains_on_every_node(
     expected: dict[str, list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # its workers inherit what its nodes were started with
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # Ray's workers inherit the environment of its nodes
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -86,7 +86,7 @@ def test_ray_trains_on_every_node(
         assert scores(tmp_path / "outputs" / "ray") == expected
         long = ["-m", *QUICK, "trainer.max_epochs=60", "seed=0,1", "hydra.sweep.dir=outputs/both"]
         with started(tmp_path, *long, *ray) as process:
-            wait_for(tmp_path / "outputs" / "both", "running", number=2)  # each takes a node's only core
+            wait_for(tmp_path / "outputs" / "both", "running", number=2)  # each takes the only core of a node
             assert process.wait(120) == 0
     finally:
         cluster.shutdown()
@@ -94,10 +94,10 @@ def test_ray_trains_on_every_node(
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A SLURM of one node with two cores. In CI it must be there; elsewhere its tests are skipped, and say so."""
+    """A SLURM of one node with two cores. It is required in CI; elsewhere, tests that need it are skipped."""
     missing = [name for name in SLURM if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     if missing and not os.environ.get("CI"):
-        pytest.skip(f"no SLURM here: {', '.join(missing)}; on Debian: apt-get install slurm-wlm munge")
+        pytest.skip(f"SLURM is not installed: {', '.join(missing)}; on Debian: apt-get install slurm-wlm munge")
     assert not missing
     folder, host, user = tmp_path_factory.mktemp("slurm"), socket.gethostname(), getpass.getuser()
     ports = [_free_port(), _free_port()]
@@ -115,7 +115,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
     for parent in [folder, *folder.parents][:3]:
-        parent.chmod(0o755)  # the daemons want to be reached
+        parent.chmod(0o755)  # the daemons must be able to enter it
     place = {"socket": "munge.socket", "key-file": "munge.key", "log-file": "munge.log"}
     place |= {"pid-file": "munge.pid", "seed-file": "munge.seed"}
     daemons = [
@@ -157,13 +157,13 @@ def _free_port() -> int:
 @pytest.mark.usefixtures("slurm")
 def test_slurm_changes_no_number(expected: dict[str, list[float]], tmp_path: Path) -> None:
     args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
-    done = vggexp("train", *GRID, *args, cwd=tmp_path)  # as many threads as it has given cores
+    done = vggexp("train", *GRID, *args, cwd=tmp_path)  # a job uses as many threads as it has cores
     assert done.returncode == 0, done.stdout + done.stderr
     assert scores(tmp_path / "outputs" / "slurm") == expected
 
 
 @pytest.mark.usefixtures("slurm")
-def test_a_job_that_slurm_queues_again_goes_on(tmp_path: Path) -> None:
+def test_a_job_that_slurm_requeues_continues(tmp_path: Path) -> None:
     args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
     folder = tmp_path / "outputs" / "slurm"
     with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=150,1", *args) as process:
@@ -172,7 +172,7 @@ def test_a_job_that_slurm_queues_again_goes_on(tmp_path: Path) -> None:
         time.sleep(1)
         (job,) = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True).stdout.split()[:1]
         subprocess.run(["scontrol", "requeue", job], check=True)
-        while process.poll() is None:  # by itself, it would wait two minutes in the queue
+        while process.poll() is None:  # otherwise, it would wait two minutes in the queue
             subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
             time.sleep(1)
         out, error = process.communicate()
@@ -192,7 +192,7 @@ def test_a_launcher_whose_package_is_missing_is_named(monkeypatch: pytest.Monkey
         text = refusal(lambda: launcher.make(session, print, config))
     assert text.startswith("hydra/launcher=submitit_slurm: ")
     assert text.endswith("pip install 'vggexp[submitit]'")
-    assert configure(*SMALL)  # nothing of Hydra is left behind
+    assert configure(*SMALL)  # no state of Hydra is left behind
 
 
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1")
@@ -200,7 +200,7 @@ DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.m
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The result of one run on two processes, which Lightning has started."""
+    """The result of one run on two processes, started by Lightning."""
     folder = tmp_path_factory.mktemp("ddp")
     done = vggexp("train", *QUICK, *DDP, "hydra.run.dir=outputs/run", cwd=folder, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
@@ -208,7 +208,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]
 
 
 def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
-    """One run of processes that somebody else starts gives the same numbers, in one folder."""
+    """Checks that processes started from outside train as one run, with the same numbers, in one folder."""
     env = os.environ | ONE_THREAD | {"PYTHONPATH": str(TESTS)}
     command = [*start, "-m", "vggexp.train", *QUICK, *DDP]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
@@ -228,7 +228,7 @@ def test_slurm_trains_one_run_on_two_processes(two_processes: dict[str, object],
     same_as(two_processes, tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable)
 
 
-def test_processes_that_are_started_again_resume(tmp_path: Path) -> None:
+def test_restarted_processes_resume(tmp_path: Path) -> None:
     args = [*QUICK, "hydra.run.dir=outputs/run"]
     with started(tmp_path, *args, "trainer.max_epochs=3000") as process:
         while not (tmp_path / "outputs" / "run" / "checkpoints" / "last.ckpt").exists():

@@ -1,4 +1,4 @@
-"""A loss that is not finite ends training before it reaches a weight, at once or, as on a GPU, one batch late."""
+"""A loss that is not finite ends training before it changes a weight, at once or, as on a GPU, one batch later."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from vggexp.training.classifier import Classifier
 
 
 class Spoiled(Classifier):
-    """Its third loss is not a number; keeps the weights before it."""
+    """A module whose third loss is NaN; it keeps a copy of the weights from before."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         step = super().training_step(batch, batch_idx)
@@ -28,7 +28,7 @@ class Spoiled(Classifier):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
 @pytest.mark.parametrize("batches", [3, 5], ids=["the epoch's last", "one of several"])
-def test_the_weights_stay_as_they_were_before_it(
+def test_the_weights_do_not_change_after_a_loss_that_is_not_finite(
     optimizer: str, late: bool, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FiniteLoss, "_may_be_late", lambda self, trainer: late)

@@ -1,4 +1,4 @@
-"""`run=` finds the network that is meant, and nothing in its file is believed unchecked."""
+"""`run=` finds the right network, and checks everything in its file."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ TRUST = {"allowed_packages": ["synthetic"]}
 
 @pytest.fixture
 def copy(trained: Run, tmp_path: Path) -> Path:
-    """Of the finished run, to be damaged."""
+    """A copy of the finished run, which a test may damage."""
     return shutil.copytree(trained.folder, tmp_path / "copy")
 
 
@@ -27,7 +27,7 @@ def load(path: Path | str) -> networks.Network:
     return networks.load(str(path), TRUST)
 
 
-def test_a_run_folder_means_the_checkpoint_that_was_tested(copy: Path) -> None:
+def test_a_run_folder_stands_for_the_checkpoint_that_was_tested(copy: Path) -> None:
     found = load(copy)
     assert found.path == copy / "checkpoints" / "best.ckpt"
     assert found.classes[3] == "bar 3"
@@ -45,7 +45,7 @@ def test_a_checkpoint_alone_is_enough(copy: Path, tmp_path: Path) -> None:
     assert (found.folder, found.result) == (tmp_path, None)
 
 
-def test_last_is_the_run_that_started_last_alone_or_in_a_sweep(
+def test_last_is_the_run_that_started_last_on_its_own_or_in_a_sweep(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = manifest.load(copy, "")
@@ -62,9 +62,7 @@ def test_last_is_the_run_that_started_last_alone_or_in_a_sweep(
     ("status", "shown", "reason"),
     [("running", "interrupted", "killed"), ("interrupted", "interrupted", "Ctrl-C"), ("failed", "failed", "Ctrl-C")],
 )
-def test_a_run_that_never_finished_is_named_with_what_can_be_done(
-    status: str, shown: str, reason: str, copy: Path
-) -> None:
+def test_an_unfinished_run_is_named_with_what_to_do(status: str, shown: str, reason: str, copy: Path) -> None:
     manifest.write(copy, manifest.load(copy, "") | {"status": status, "reason": "Ctrl-C"})
     message = refusal(lambda: load(copy))
     for word in (str(copy), shown, reason, f"run={copy / 'checkpoints' / 'best.ckpt'}"):
@@ -92,7 +90,7 @@ def test_a_truncated_checkpoint_is_named(keep: float, copy: Path) -> None:
     assert "intact" in message or "weights_only" in message
 
 
-def test_code_in_a_checkpoint_does_not_run(copy: Path, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_run(copy: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
             return os.mkdir, (str(tmp_path / "pwned"),)

@@ -1,4 +1,4 @@
-"""The kernel for max-pool and ReLU has torch's bits, forward and backward; without a compiler torch does the work."""
+"""The kernel for max-pool and ReLU gives torch's bits, forward and backward; without a compiler, torch is used."""
 
 import math
 
@@ -15,7 +15,7 @@ TYPES = [torch.float32, torch.bfloat16]
 
 
 def maps(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Few different values, so that windows have ties, zeros of both signs among them."""
+    """Random values, few of them different, so that windows have ties, also between zeros of both signs."""
     torch.manual_seed(0)
     values = torch.randint(-3, 4, shape).to(dtype) * 0.5
     values[values == 0] *= -1
@@ -24,7 +24,7 @@ def maps(*shape: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", [(3, 64, 8, 8), (2, 16, 7, 9), (5, 12, 6, 4), (4, 3, 3, 2), (1, 1, 2, 2)])
-def test_output_and_gradient_are_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_output_and_gradient_match_torch_bit_for_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     values = maps(*shape, dtype=dtype)
     ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
     assert maxpool.has_kernel(ours, POOL)
@@ -39,8 +39,8 @@ def test_output_and_gradient_are_torchs(shape: tuple[int, ...], dtype: torch.dty
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_what_is_not_a_number_stays_so(dtype: torch.dtype, sign: int) -> None:
-    """A NaN of either sign, at each place of a window, beside numbers and infinity."""
+def test_nan_is_propagated_as_in_torch(dtype: torch.dtype, sign: int) -> None:
+    """A NaN of either sign, at each position of a window, next to numbers and infinity."""
     values = torch.full((4, 16, 2, 2), math.inf, dtype=dtype).contiguous(memory_format=torch.channels_last)
     bits = values.view({2: torch.int16, 4: torch.int32}[dtype.itemsize])
     for place in range(4):
@@ -60,13 +60,13 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype, sign: int) -> None:
     ],
     ids=["3×3", "float64", "NCHW"],
 )
-def test_what_has_no_kernel_is_left_to_torch(pool: nn.MaxPool2d, values: Tensor) -> None:
+def test_torch_pools_what_has_no_kernel(pool: nn.MaxPool2d, values: Tensor) -> None:
     assert not maxpool.has_kernel(values, pool)
     assert torch.equal(fused.Block(pool, nn.ReLU())(values), F.relu(pool(values)))
 
 
 @pytest.mark.usefixtures("_no_compiler")
-def test_without_a_compiler_torch_does_the_same() -> None:
+def test_without_a_compiler_torch_gives_the_same() -> None:
     assert compiler.library("maxpool") is None
     assert not maxpool.has_kernel(maps(2, 16, 8, 8, dtype=torch.float32), POOL)
 
@@ -98,8 +98,8 @@ def test_a_network_computes_the_same_with_and_without_the_kernel(
     assert all(torch.equal(a, b) for a, b in zip(with_kernel, without, strict=True))
 
 
-def test_there_is_one_runtime_of_threads_torchs() -> None:
-    """With one of their own, the kernels would not know how many threads torch may use."""
+def test_the_kernels_share_torchs_thread_runtime() -> None:
+    """With a runtime of their own, the kernels would not know how many threads torch may use."""
     assert all(compiler.library(name) for name in ("maxpool", "batchnorm"))
     with open("/proc/self/maps") as file:
         runtimes = {line.split()[-1] for line in file if "libgomp" in line}

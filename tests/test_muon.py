@@ -1,4 +1,4 @@
-"""Muon moves matrices alike in every direction, leaves the rest to SGD, and resumes from a checkpoint."""
+"""Muon updates matrices equally in all directions, leaves the rest to SGD, and resumes from a checkpoint."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ def test_an_update_has_singular_values_near_one_and_the_gradients_singular_vecto
     assert (rotated - rotated.diag().diag()).abs().max() < 0.05
 
 
-def test_inner_weights_are_muons_and_all_else_is_sgds() -> None:
+def test_muon_updates_inner_weights_and_sgd_everything_else() -> None:
     net = VGG("vgg11", ratio=64, image_size=32, batch_norm=True)
     optimizer = Muon(net.named_parameters())
     names = {parameter: name for name, parameter in net.named_parameters()}
@@ -40,7 +40,7 @@ def test_inner_weights_are_muons_and_all_else_is_sgds() -> None:
     assert inner | outer | vectors == set(names.values())
 
 
-def test_the_layers_of_sgd_can_be_named_whatever_their_order() -> None:
+def test_the_layers_of_sgd_can_be_named_in_any_order() -> None:
     net = VGG("vgg11", ratio=64, image_size=32)
     named = list(net.named_parameters())
     optimizer = Muon(reversed(named), sgd_layers=["features.0", "classifier"])
@@ -52,7 +52,7 @@ def test_the_layers_of_sgd_can_be_named_whatever_their_order() -> None:
         Muon(named, sgd_layers=["features.9"])
 
 
-def test_the_rest_moves_as_under_torchs_sgd() -> None:
+def test_the_rest_is_updated_as_by_torchs_sgd() -> None:
     torch.manual_seed(0)
     ours, theirs = (nn.Sequential(nn.Linear(4, 3)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -69,7 +69,7 @@ def test_the_rest_moves_as_under_torchs_sgd() -> None:
         assert torch.allclose(one, other, rtol=1e-5)
 
 
-def test_weights_decay_by_the_rate_times_the_decay() -> None:
+def test_weights_decay_by_the_learning_rate_times_the_weight_decay() -> None:
     weights = [nn.Parameter(torch.ones(3, 3)) for _ in range(3)]
     optimizer = Muon(zip("abc", weights, strict=True), lr=0.5, weight_decay=0.1)
     for weight in weights:
@@ -79,6 +79,6 @@ def test_weights_decay_by_the_rate_times_the_decay() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["onecycle", "triangular", "cosine"])
-def test_a_run_with_muon_learns_under_every_schedule(scheduler: str, train: Callable[..., Run]) -> None:
+def test_a_run_with_muon_learns_with_every_schedule(scheduler: str, train: Callable[..., Run]) -> None:
     found = train("optimizer=muon", f"scheduler={scheduler}", "trainer.max_epochs=10", "model.dropout=0")
     assert found.result["train/acc"] > 0.8

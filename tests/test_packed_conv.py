@@ -1,4 +1,4 @@
-"""Images side by side: the convolution's own output and gradients, where AMX gains by it and nowhere else."""
+"""Packed convolutions give the usual output and gradients, and are used only where they are faster with AMX."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool
 @pytest.mark.parametrize("learns", [True, False], ids=["inner", "first"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_output_and_gradients_are_the_convolutions(size: int, bias: bool, learns: bool) -> None:
+def test_output_and_gradients_match_the_plain_convolution(size: int, bias: bool, learns: bool) -> None:
     layer, images = conv(bias=bias).double(), maps(12, size, torch.float64)
     results = []
     for run in (layer, lambda entry: packed_conv.convolve(entry, layer, 4)):
@@ -44,7 +44,7 @@ def test_output_and_gradients_are_the_convolutions(size: int, bias: bool, learns
     ("number", "size", "count"),
     [(256, 3, 8), (256, 7, 4), (96, 6, 4), (10, 3, 2), (7, 3, 1), (256, 8, 1), (256, 1, 16), (1, 3, 1)],
 )
-def test_how_many(number: int, size: int, count: int, amx: bool) -> None:
+def test_how_many_images_are_packed(number: int, size: int, count: int, amx: bool) -> None:
     assert packed_conv.images_per_row(maps(number, size), conv()) == (count if amx else 1)
 
 
@@ -59,12 +59,14 @@ def test_how_many(number: int, size: int, count: int, amx: bool) -> None:
     ],
     ids=["1×1", "stride", "dilation", "fp32"],
 )
-def test_other_convolutions_are_left_to_torch(layer: nn.Conv2d, images: Tensor) -> None:
+def test_other_convolutions_are_not_packed(layer: nn.Conv2d, images: Tensor) -> None:
     assert packed_conv.images_per_row(images, layer) == 1
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_a_network_learns_the_same(batch_norm: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_learns_the_same_with_packed_convolutions(
+    batch_norm: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     net = VGG(blocks=[[1, 16], [2, 16]], hidden=0, image_size=14, batch_norm=batch_norm, init="kaiming")
     net, images, used = net.to(memory_format=torch.channels_last), torch.rand(8, 1, 14, 14), []

@@ -17,18 +17,20 @@ from vggexp.training.run import run
 
 
 @pytest.mark.parametrize(("native", "meant"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_is_bf16_where_the_hardware_has_it(native: bool, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_means_bf16_where_the_hardware_supports_it(
+    native: bool, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hardware, "multiplies_bf16", lambda device: native)
     assert precision.resolved(configure("trainer.precision=auto")).trainer.precision == meant
     assert precision.resolved(configure("trainer.precision=32-true")).trainer.precision == "32-true"
 
 
-def test_a_cpu_has_bf16_exactly_if_its_flags_say_so() -> None:
+def test_a_cpu_supports_bf16_exactly_if_its_flags_say_so() -> None:
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
     assert hardware.multiplies_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
-def test_what_auto_meant_is_said_recorded_and_kept(
+def test_the_meaning_of_auto_is_printed_recorded_and_kept(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hardware, "multiplies_bf16", lambda device: True)
@@ -46,7 +48,7 @@ def test_what_auto_meant_is_said_recorded_and_kept(
 
 
 def test_a_compiled_network_learns_the_same_under_the_same_names(train: Callable[..., Run]) -> None:
-    """Needs a C++ compiler, which .ci/run installs; without one the test fails, and its message says so."""
+    """Needs a C++ compiler, which .ci/run installs; without one, the test fails with a message that says so."""
     plain, compiled = (train("trainer.max_epochs=1", *more) for more in ([], ["trainer.compile=default"]))
     assert compiled.result["test/loss"] == pytest.approx(plain.result["test/loss"], rel=1e-2)
     names = [

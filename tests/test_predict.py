@@ -1,4 +1,4 @@
-"""`vggexp predict` sees in a file what the network saw in the data set."""
+"""`vggexp predict` shows the network a file in the form of the data set's images."""
 
 import csv
 import gzip
@@ -86,7 +86,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(trained: Run, folder: 
     assert lines[4:] == ["vggexp: 4 of 6 files could not be read"]
 
 
-def test_the_table_names_the_three_likeliest(trained: Run, folder: Path) -> None:
+def test_the_table_names_the_three_most_probable_classes(trained: Run, folder: Path) -> None:
     done = vggexp("predict", f"run={trained.folder}", f"input={folder}/[01].png", "allowed_packages=[synthetic]")
     lines = [line for line in done.stdout.splitlines() if ".png" in line]
     assert len(lines) == 2
@@ -96,24 +96,24 @@ def test_the_table_names_the_three_likeliest(trained: Run, folder: Path) -> None
             assert f"{value:.1%}" in line
 
 
-def test_pictures_of_the_data_sets_form_pass_unchanged(folder: Path) -> None:
+def test_pictures_in_the_data_sets_format_are_not_changed(folder: Path) -> None:
     assert np.array_equal(read(*(folder / f"{n}.png" for n in range(10))), PIXELS[:10])
 
 
-def test_dark_on_light_is_inverted_where_asked(tmp_path: Path) -> None:
+def test_dark_on_light_is_inverted_on_request(tmp_path: Path) -> None:
     Image.fromarray(255 - PIXELS[0]).save(tmp_path / "dark.png")
     assert np.array_equal(read(tmp_path / "dark.png", invert=True)[0], PIXELS[0])
     assert np.array_equal(read(tmp_path / "dark.png")[0], 255 - PIXELS[0])
 
 
-def test_colours_become_luma(tmp_path: Path) -> None:
+def test_colors_become_luma(tmp_path: Path) -> None:
     for name, colour, luma in (("r", (255, 0, 0), 76), ("g", (0, 255, 0), 150), ("b", (0, 0, 255), 29)):
         Image.new("RGB", (28, 28), colour).save(tmp_path / f"{name}.png")
         assert set(read(tmp_path / f"{name}.png").flat) == {luma}
 
 
 @pytest.mark.parametrize("invert", [False, True])
-def test_what_is_transparent_or_missing_to_a_square_becomes_black(invert: bool, tmp_path: Path) -> None:
+def test_transparent_areas_and_padding_become_black(invert: bool, tmp_path: Path) -> None:
     wide = Image.new("RGBA", (400, 100), (255, 255, 255, 0))
     wide.paste((0, 0, 0, 255) if invert else (255, 255, 255, 255), (0, 0, 200, 100))
     wide.save(tmp_path / "wide.png")
@@ -123,20 +123,20 @@ def test_what_is_transparent_or_missing_to_a_square_becomes_black(invert: bool, 
     assert [seen[14, 24], seen[3, 3], seen[25, 3]] == [0, 0, 0]
 
 
-def test_sixteen_bits_rotation_marks_and_large_jpegs_are_understood(tmp_path: Path) -> None:
+def test_sixteen_bits_rotation_tags_and_large_jpegs_are_read_correctly(tmp_path: Path) -> None:
     Image.fromarray(PIXELS[0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert np.array_equal(read(tmp_path / "deep.png")[0], PIXELS[0])
     left = np.zeros((300, 300), dtype=np.uint8)
     left[:, :150] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90° clockwise
+    exif[0x0112] = 6  # rotate by 90° clockwise for display
     Image.fromarray(left).save(tmp_path / "turned.jpg", exif=exif)
     (seen,) = read(tmp_path / "turned.jpg")
     assert seen[:12].min() > 200
     assert seen[16:].max() < 50
 
 
-def test_pictures_are_read_a_batch_at_a_time(trained: Run) -> None:
+def test_pictures_are_read_one_batch_at_a_time(trained: Run) -> None:
     taken = 0
 
     def stream() -> Iterator[tuple[str, np.ndarray]]:
@@ -152,7 +152,7 @@ def test_pictures_are_read_a_batch_at_a_time(trained: Run) -> None:
     assert len(list(answers)) == 999
 
 
-def test_inputs_that_mean_nothing_are_named(tmp_path: Path) -> None:
+def test_invalid_inputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     assert f"input={tmp_path}: holds no .png" in refusal(lambda: images.files(str(tmp_path)))
     assert "no such file" in refusal(lambda: images.files("nowhere.png"))
@@ -168,7 +168,7 @@ def test_inputs_that_mean_nothing_are_named(tmp_path: Path) -> None:
         ("device=tpu", "device=tpu: must"),
     ],
 )
-def test_a_wrong_option_is_one_line(option: str, words: str, tmp_path: Path) -> None:
+def test_a_wrong_option_gives_one_line(option: str, words: str, tmp_path: Path) -> None:
     done = vggexp("predict", "run=last", "input=x", option, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert words in done.stderr

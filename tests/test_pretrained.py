@@ -1,4 +1,4 @@
-"""`model.weights=FILE` loads all that fits, says what does not, and refuses another network's file."""
+"""`model.weights=FILE` loads everything that fits, reports what does not, and refuses another network's file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ SMALL = {"ratio": 32, "image_size": 32}
 
 
 def torchvisions(net: VGG, path: Path) -> str:
-    """Saves a network as torchvision would."""
+    """Saves a network as torchvision does."""
     names = net.torchvision_names()
     torch.save({names[key]: value for key, value in net.state_dict().items()}, path)
     return str(path)
@@ -38,7 +38,7 @@ def test_torchvisions_file_fits_a_gray_network_of_ten_classes(batch_norm: bool, 
     assert "left out classifier.7 (classifier.7.weight is 1000×128 there, 10×128 here)" in line
 
 
-def test_images_of_another_size_leave_the_classifier_fresh(tmp_path: Path) -> None:
+def test_with_images_of_another_size_the_classifier_starts_fresh(tmp_path: Path) -> None:
     source, net = VGG(ratio=32, image_size=64), VGG(ratio=32, image_size=32)
     before = net.classifier[4].weight.clone()
     line = pretrained.load(net, torchvisions(source, tmp_path / "w.pth"))
@@ -48,7 +48,7 @@ def test_images_of_another_size_leave_the_classifier_fresh(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("make", [lambda: VGG("vgg11", **SMALL), lambda: AlexNet(ratio=32, image_size=65)])
-def test_safetensors_and_our_own_names_fit(make: Callable[[], torch.nn.Module], tmp_path: Path) -> None:
+def test_safetensors_and_our_own_names_are_accepted(make: Callable[[], torch.nn.Module], tmp_path: Path) -> None:
     source, net = make(), make()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     line = pretrained.load(net, str(tmp_path / "w.safetensors"))
@@ -80,7 +80,7 @@ def test_entries_that_the_network_does_not_have_are_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 half a zip file"])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_files_that_hold_no_weights_are_named(content: bytes, name: str, tmp_path: Path) -> None:
+def test_files_without_weights_are_named(content: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     assert f"model.weights={tmp_path / name}" in refusal(lambda: pretrained.load(VGG(**SMALL), str(tmp_path / name)))
     assert "no such file" in refusal(lambda: pretrained.load(VGG(**SMALL), str(tmp_path / "nowhere")))
