@@ -107,8 +107,8 @@ def test_dark_on_light_is_inverted_on_request(tmp_path: Path) -> None:
 
 
 def test_colors_become_luma(tmp_path: Path) -> None:
-    for name, colour, luma in (("r", (255, 0, 0), 76), ("g", (0, 255, 0), 150), ("b", (0, 0, 255), 29)):
-        Image.new("RGB", (28, 28), colour).save(tmp_path / f"{name}.png")
+    for name, color, luma in (("r", (255, 0, 0), 76), ("g", (0, 255, 0), 150), ("b", (0, 0, 255), 29)):
+        Image.new("RGB", (28, 28), color).save(tmp_path / f"{name}.png")
         assert set(read(tmp_path / f"{name}.png").flat) == {luma}
 
 

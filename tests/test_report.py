@@ -1,4 +1,4 @@
-"""The report: what it says of runs is what their folders hold; its page works in a real browser, without a network."""
+"""A report says exactly what the run folders contain, and its page works in a real browser without a network."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ Sweep = Callable[..., Path]
 
 @pytest.fixture
 def sweep(trained: Run, tmp_path: Path) -> Sweep:
-    """Makes run folders like that of a real run, with other settings and scores."""
+    """Makes copies of a real run's folder with other settings and scores."""
 
     def make(name: str = "sweep", resizes: Any = (32, 64), lrs: Any = (1e-4, 1e-3), seeds: Any = (0, 1, 2)) -> Path:
         folder, n = tmp_path / name, 0
@@ -79,7 +79,9 @@ def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_p
     change(folder / "0", status="running")
     change(folder / "1", status="failed", reason="data.val_size=400: too large")
     (folder / "2" / layout.RESULT).write_text('{"status": "comp')
-    (folder / "3" / layout.METRICS).write_text("step,epoch,train/loss\n0,0,1.5\n1,1,")  # a row that is being written
+    (folder / "3" / layout.METRICS).write_text(
+        "step,epoch,train/loss\n0,0,1.5\n1,1,"
+    )  # a row that is still being written
     (folder / "empty").mkdir()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with manifest.lock(folder / "0", "x"):
@@ -104,7 +106,7 @@ def test_jobs_that_have_not_begun_are_waiting(sweep: Sweep) -> None:
     assert [run.status for run in runs.find([folder])] == ["completed"] * 4 + ["waiting"]
 
 
-def test_what_is_not_comparable_is_said(sweep: Sweep) -> None:
+def test_runs_that_are_not_comparable_are_reported(sweep: Sweep) -> None:
     folder = sweep(seeds=(0,))
     assert report(folder).notes == []
     change(folder / "1", git={"revision": "0123456789", "dirty": True}, threads=64)
@@ -114,7 +116,9 @@ def test_what_is_not_comparable_is_said(sweep: Sweep) -> None:
     assert threads.startswith("numbers of threads differ: ")
 
 
-def test_the_files_hold_what_the_runs_hold(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_files_contain_what_the_runs_contain(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = sweep()
     change(folder / "4", status="failed", reason="out of | memory")
     assert command.main([str(folder)]) == 0
@@ -152,7 +156,7 @@ def test_two_runs_are_compared(sweep: Sweep, capsys: pytest.CaptureFixture[str],
     assert "config.optimizer.lr" in capsys.readouterr().out
 
 
-def test_the_front_holds_what_nothing_beats() -> None:
+def test_the_front_contains_the_runs_that_no_other_beats() -> None:
     points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.9), (3.0, 0.8), (9.0, 0.9)]
     assert figures.pareto(points) == [(1.0, 0.5), (3.0, 0.9)]
 
@@ -184,40 +188,40 @@ def test_the_command_shows_the_last_sweep(sweep: Sweep, tmp_path: Path) -> None:
 
 @pytest.fixture
 def page(sweep: Sweep, browser: Browser, tmp_path: Path) -> Page:
-    """The report of twelve runs, one of them failed; what it complains of and asks for is in `said`."""
+    """The report of twelve runs, one of them failed; `messages` lists its errors, console messages and requests."""
     folder = sweep()
     change(folder / "4", status="failed", reason="<img src=x onerror=alert(1)></script>")
     command.main([str(folder)])
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    said: list[str] = []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("request", lambda request: said.append(request.url))
-    page.said = said  # type: ignore[attr-defined]
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: messages.append(f"error: {error}"))
+    page.on("request", lambda request: messages.append(request.url))
+    page.messages = messages  # type: ignore[attr-defined]
     page.goto(f"file://{folder / 'report' / 'report.html'}")
     page.wait_for_selector("#curves .scatterlayer")
     return page
 
 
 def column(page: Page, name: str) -> list[str]:
-    """The texts of a column of the table of runs."""
+    """The texts in one column of the table of runs."""
     names = page.locator("#table thead th").all_inner_texts()
     n = next(n for n, text in enumerate(names) if text.split(" ▲")[0].split(" ▼")[0] == name)
     return page.locator(f"#table tbody tr td:nth-child({n + 1})").all_inner_texts()
 
 
-def test_the_page_asks_for_nothing_and_complains_of_nothing(page: Page) -> None:
+def test_the_page_requests_nothing_and_reports_no_errors(page: Page) -> None:
     for select in page.locator("select").all():
         for option in select.locator("option").all():
             select.select_option(option.get_attribute("value"))
         select.select_option(index=0)
     page.emulate_media(color_scheme="dark")
     page.wait_for_timeout(300)
-    requests = [text for text in page.said if not text.startswith("data:")]  # type: ignore[attr-defined]
+    requests = [text for text in page.messages if not text.startswith("data:")]  # type: ignore[attr-defined]
     assert [text.rpartition("/")[2] for text in requests] == ["report.html"]
-    # and it could not: the browser refuses
+    # the browser would refuse any request
     page.evaluate("fetch('https://example.org/').catch(() => 0)")
-    assert any("Content Security Policy" in text for text in page.said)  # type: ignore[attr-defined]
+    assert any("Content Security Policy" in text for text in page.messages)  # type: ignore[attr-defined]
 
 
 def test_the_table_sorts_by_mouse_and_keyboard(page: Page) -> None:
@@ -229,7 +233,7 @@ def test_the_table_sorts_by_mouse_and_keyboard(page: Page) -> None:
     button.focus()
     page.keyboard.press("Enter")
     assert column(page, "data.resize") == ["64"] * 6 + ["32"] * 6
-    page.keyboard.press("Enter")  # the focus has stayed
+    page.keyboard.press("Enter")  # the focus has not moved
     assert column(page, "data.resize") == ["32"] * 6 + ["64"] * 6
 
 
@@ -269,7 +273,7 @@ def test_the_charts_show_the_numbers(page: Page) -> None:
     assert page.evaluate("document.getElementById('parallel').data.length") == 11
 
 
-def test_curves_are_drawn_against_the_time_trained_too(page: Page, trained: Run) -> None:
+def test_curves_can_be_drawn_against_training_time(page: Page, trained: Run) -> None:
     page.locator("#curves-x").select_option("train_seconds")
     shown = page.evaluate("document.getElementById('curves').data[0].x")
     logged = [epoch["train_seconds"] for epoch in runs.epochs(trained.folder)]
@@ -277,7 +281,7 @@ def test_curves_are_drawn_against_the_time_trained_too(page: Page, trained: Run)
     assert page.locator("#curves .xtitle").text_content() == "seconds of training"
 
 
-def test_links_lead_to_the_runs_and_text_is_only_text(page: Page) -> None:
+def test_links_lead_to_the_runs_and_text_is_never_markup(page: Page) -> None:
     link = page.locator("#table tbody a").first.get_attribute("href")
     assert link == "../0/"
     assert "<img src=x onerror=alert(1)></script>" in page.locator("#failures").inner_text()

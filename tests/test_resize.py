@@ -1,4 +1,4 @@
-"""The resize has the bits of PIL's bilinear `Resize`, on which the chapter trains."""
+"""The resize is bit-identical to PIL's bilinear `Resize`, which the chapter uses."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_real_images_are_bit_identical_to_pil(size: int, real_cache: str) -> Non
     assert np.array_equal(resize(torch.from_numpy(images.copy()), size).numpy(), by_pil(images, size))
 
 
-def test_pixels_are_those_of_the_chapters_transform() -> None:
+def test_pixels_match_the_chapters_transform() -> None:
     image = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     chapter = transforms.Compose([transforms.Resize(96), transforms.ToTensor()])(Image.fromarray(image))
     ours = resize(torch.from_numpy(image)[None], 96).unsqueeze(1).float().div_(255)
@@ -52,7 +52,7 @@ def test_shrinking_is_refused() -> None:
         resize(torch.zeros(1, 28, 28, dtype=torch.uint8), 27)
 
 
-def test_the_images_stay_as_they_are() -> None:
+def test_the_input_images_are_not_changed() -> None:
     images: Tensor = torch.full((1, 28, 28), 7, dtype=torch.uint8)
     resize(images, 64)
     assert images.unique().tolist() == [7]

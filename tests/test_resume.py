@@ -1,4 +1,4 @@
-"""`resume=` finds the run, refuses what would make it another run, and continues what may be continued."""
+"""`resume=` finds the run, refuses settings that would make it a different run, and continues it otherwise."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_the_same_config_and_more_epochs_are_accepted(trained: Run) -> None:
     assert cfg.trainer.max_epochs == 9
 
 
-def test_what_is_not_a_run_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path))
     text = f"resume={tmp_path}: is not a run folder, for it holds no result.json"
     assert text in refusal(lambda: select.run(str(tmp_path), "resume"))
@@ -61,7 +61,7 @@ def test_what_is_not_a_run_folder_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_finished_run_says_so_and_continues_only_for_more_epochs(tmp_path: Path) -> None:
-    """Three epochs at once and two, then one more, are the same: the rate is constant."""
+    """With a constant rate, two epochs and then one more give the same as three at once."""
     options = [*QUICK, "hydra.run.dir=outputs/run"]
     assert vggexp("train", *options, cwd=tmp_path).returncode == 0
     before = (tmp_path / "outputs" / "run" / "result.json").read_bytes()
@@ -91,7 +91,7 @@ def test_a_longer_run_stretches_its_schedule(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
-    """While the first waits for a batch to end: one of a network that takes many seconds for it."""
+    """The first Ctrl-C waits for the batch to end, which takes this network many seconds."""
     options = [*QUICK, "model.ratio=1", "data.resize=224", "data.batch_size=64", "hydra.run.dir=outputs/run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "vggexp", "train", *options, "trainer.max_epochs=99"],
@@ -116,7 +116,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     assert (result["status"], result["reason"]) == ("interrupted", "Ctrl-C")
 
 
-def test_a_run_that_trains_is_not_resumed(trained: Run, tmp_path: Path) -> None:
+def test_a_run_that_is_still_training_is_not_resumed(trained: Run, tmp_path: Path) -> None:
     manifest.write(tmp_path, manifest.load(trained.folder, "") | {"status": "running"})
     assert not manifest.is_locked(tmp_path)
     with manifest.lock(tmp_path, "resume=x"):
@@ -137,13 +137,13 @@ def test_a_swapped_checkpoint_is_refused(train: Callable[..., Run], trained: Run
     assert "last.ckpt: belongs to another run: optimizer.lr=0.002: the run has 0.003" in message
 
 
-def test_metrics_csv_keeps_whole_rows_below_the_step_and_takes_new_columns(tmp_path: Path) -> None:
+def test_metrics_csv_keeps_complete_rows_before_the_step_and_accepts_new_columns(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     for step in range(4):
         logger.log_metrics({"lr": step / 10}, step)
     logger.save()
     with open(tmp_path / "metrics.csv", "a") as file:
-        file.write("0.9,1")  # a row that was being written when the power went
+        file.write("0.9,1")  # a row that was being written when the power failed
     logger = CSVLogger(tmp_path, first_step=2)
     logger.log_metrics({"lr": 0.7, "acc": 0.5}, 2)
     logger.save()
@@ -160,7 +160,7 @@ def test_runs_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert "is outside" in refusal(lambda: policy.check_folder("outputs/a", "key"))
 
 
-def test_metrics_csv_is_whole_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_csv_is_complete_after_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = CSVLogger(tmp_path)
     logger.save()
     logger.log_metrics({"lr": 0.1}, 0)

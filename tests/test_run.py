@@ -1,4 +1,4 @@
-"""A run leaves true numbers in all the places where it leaves numbers, and the same ones each time."""
+"""A run writes the right numbers everywhere, and the same ones each time."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ SCORES = {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/a
 
 
 def logged(folder: Path) -> dict[str, list[float]]:
-    """Every value of every column of metrics.csv, in order."""
+    """All values of each column of metrics.csv, in order."""
     columns: dict[str, list[float]] = {}
     with open(folder / "metrics.csv") as file:
         for row in csv.DictReader(file):
@@ -38,7 +38,7 @@ def logged(folder: Path) -> dict[str, list[float]]:
     return columns
 
 
-def test_a_run_learns_and_says_so(trained: Run) -> None:
+def test_a_run_learns_and_reports_it(trained: Run) -> None:
     result = trained.result
     assert result.keys() >= SCORES | {
         *("epochs", "best_epoch", "seconds", "images_per_second", "peak_memory_bytes", "parameters", "device"),
@@ -51,7 +51,7 @@ def test_a_run_learns_and_says_so(trained: Run) -> None:
     assert 2**27 < result["peak_memory_bytes"] < 2**34
 
 
-def test_metrics_csv_holds_what_the_result_says(trained: Run) -> None:
+def test_metrics_csv_agrees_with_the_result(trained: Run) -> None:
     columns = logged(trained.folder)
     assert columns.keys() >= SCORES | {"lr", "images_per_second", "train_seconds", "epoch", "step"}
     best = trained.result["best_epoch"] - 1
@@ -76,7 +76,7 @@ def test_tensorboard_shows_the_same_values_and_a_row_of_hparams(trained: Run) ->
 
 
 def score(checkpoint: Path, done: Run) -> tuple[float, float]:
-    """Test accuracy and loss of a checkpoint, by hand."""
+    """Test accuracy and loss of a checkpoint, computed without Lightning."""
     module = load(str(checkpoint), {"allowed_packages": ["synthetic"]}).module
     data = SyntheticMNIST(root=done.cfg.data.root, resize=32, batch_size=TEST, val_size=100)
     data.setup()
@@ -101,8 +101,8 @@ def test_the_same_config_gives_the_same_bits(trained: Run, train: Callable[..., 
     assert other.result["test/loss"] != trained.result["test/loss"]
 
 
-def test_steps_leave_nothing_behind(train: Callable[..., Run]) -> None:
-    """torch.manual_seed notes each call, with its stack, until a GPU is used."""
+def test_training_steps_do_not_leak_memory(train: Callable[..., Run]) -> None:
+    """`torch.manual_seed` would record each call, with its stack, until a GPU is used."""
     before = len(torch.cuda._queued_calls)
     train()  # 10 steps
     assert len(torch.cuda._queued_calls) - before < 5
@@ -156,10 +156,10 @@ def test_lengths_of_training(train: Callable[..., Run], options: list[str], epoc
     assert (done.folder / "checkpoints" / "last.ckpt").exists() == (steps > 0)
 
 
-def test_a_terminal_shows_a_bar_and_above_it_a_line_for_each_epoch(
+def test_a_terminal_shows_a_progress_bar_and_a_line_for_each_epoch_above_it(
     train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich believe that this is a terminal
     done = train()
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().out)
     assert re.search(r"Epoch 1/1 .*5/5", out)

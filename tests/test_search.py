@@ -1,4 +1,4 @@
-"""`search=optuna`: the study outlives every process, and chooses the same whether it was killed or not."""
+"""`search=optuna`: the study survives every process and makes the same choices whether or not it was killed."""
 
 import json
 import os
@@ -33,14 +33,14 @@ def trials(folder: Path) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A search that nobody disturbs, and what it said."""
+    """The folder and the output of a search that is not disturbed."""
     folder = tmp_path_factory.mktemp("search")
     done = vggexp("train", *SEARCH, "hydra.sweep.dir=outputs/study", cwd=folder, **ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "outputs" / "study", done.stdout
 
 
-def test_a_search_maximises_val_acc_and_prunes(whole: tuple[Path, str]) -> None:
+def test_a_search_maximizes_val_acc_and_prunes(whole: tuple[Path, str]) -> None:
     folder, out = whole
     found = results(folder)
     assert len(found) == 8
@@ -61,18 +61,18 @@ def test_a_search_maximises_val_acc_and_prunes(whole: tuple[Path, str]) -> None:
     assert "test/acc" not in pruned
 
 
-def test_trials_differ_in_the_space_alone(whole: tuple[Path, str]) -> None:
+def test_trials_differ_only_in_the_search_space(whole: tuple[Path, str]) -> None:
     for number, _, params, *_ in trials(whole[0]):
         config = results(whole[0])[str(number)]["config"]
         assert config["data"]["resize"] in (32, 33)
         assert config["data"]["batch_size"] == 64
         assert 1e-4 <= config["optimizer"]["lr"] <= 5e-3
-        assert 0.2 <= config["model"]["dropout"] <= 0.7  # of the search's own space
-        assert config["trainer"]["precision"] == "32-true"  # of QUICK: a value takes its key out of the space
+        assert 0.2 <= config["model"]["dropout"] <= 0.7  # from the search's own space
+        assert config["trainer"]["precision"] == "32-true"  # from QUICK: a single value takes its key out of the space
         assert params.keys() == {"data.resize", "optimizer.lr", "model.dropout"}
 
 
-def test_a_killed_search_goes_on_and_chooses_the_same(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_killed_search_continues_and_makes_the_same_choices(whole: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "study"
     for done in (1, 4):
         with started(tmp_path, *SEARCH, "hydra.sweep.dir=outputs/study") as process:
@@ -91,7 +91,7 @@ def test_more_trials_extend_a_search(whole: tuple[Path, str]) -> None:
     folder, _ = whole
     before = trials(folder)
     more = [arg.replace("n_trials=8", "n_trials=10") for arg in SEARCH]
-    done = vggexp("train", *more, cwd=folder.parents[1], **ONE_THREAD)  # found again, though nobody names the folder
+    done = vggexp("train", *more, cwd=folder.parents[1], **ONE_THREAD)  # the search is found without naming its folder
     assert done.returncode == 0, done.stdout + done.stderr
     assert trials(folder)[:8] == before
     assert len(trials(folder)) == 10
@@ -167,7 +167,7 @@ def test_a_search_without_multirun_says_what_is_missing() -> None:
     assert "add --multirun" in refusal(lambda: compose.config("search=optuna"))
 
 
-def test_a_trial_that_is_impossible_fails_and_the_search_ends(tmp_path: Path) -> None:
+def test_an_impossible_trial_fails_and_the_search_ends(tmp_path: Path) -> None:
     args = [*SEARCH, "data.val_size=400", "search.n_trials=2", "hydra.sweep.dir=outputs/study"]
     done = vggexp("train", *args, cwd=tmp_path)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The cost of a network: the chapter's shapes, counts that can be checked by hand, an estimate that holds."""
+"""The cost of a network: the chapter's shapes, counts that match a calculation by hand, and an accurate estimate."""
 
 import csv
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_vgg11_has_the_chapters_shapes(tmp_path: Path) -> None:
     assert int(total["MACs"]) == sum(int(row["MACs"]) for row in layers)
 
 
-def test_counts_are_those_of_pencil_and_paper() -> None:
+def test_counts_match_a_calculation_by_hand() -> None:
     options = ["model.blocks=[[1,4]]", "model.hidden=8", "data.resize=28", "data.batch_size=2", "model.batch_norm=true"]
     options.append("trainer.precision=32-true")
     found = {layer.name: layer for layer in estimate(configure(*options)).layers}
@@ -41,8 +41,8 @@ def test_counts_are_those_of_pencil_and_paper() -> None:
     assert (conv.macs, norm.macs, pool.macs) == (28 * 28 * 9 * 4, 0, 0)
     assert found["classifier.1"].macs == 4 * 14 * 14 * 8
     pixels = 2 * 28 * 28
-    assert conv.activation_bytes == 4 * pixels  # the image, for the kernel's gradient
-    assert norm.activation_bytes == 4 * 4 * pixels + 2 * 4 * 4  # its input, and each channel's mean and deviation
+    assert conv.activation_bytes == 4 * pixels  # the image, which the gradient of the kernel needs
+    assert norm.activation_bytes == 4 * 4 * pixels + 2 * 4 * 4  # its input, and the mean and deviation of each channel
     assert pool.activation_bytes == 4 * 4 * pixels + 8 * pixels  # its input, and an 8-byte index for each output
     assert relu.activation_bytes == 4 * pixels  # its output
 
@@ -69,7 +69,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(options: list[st
     assert 0 < found.seconds < 60
 
 
-def test_several_networks_are_compared_side_by_side_and_measured(tmp_path: Path) -> None:
+def test_several_networks_are_measured_and_compared(tmp_path: Path) -> None:
     args = ("model=alexnet,vgg11", "model.ratio=16", "data.resize=80", "data.batch_size=8", "trainer.accelerator=cpu")
     done = vggexp("summary", "--measure", "--output", "here", *args, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -83,7 +83,7 @@ def test_several_networks_are_compared_side_by_side_and_measured(tmp_path: Path)
     assert {path.suffix for path in (tmp_path / "here").iterdir()} == {".csv", ".png"}
 
 
-def test_what_does_not_fit_is_not_tried(tmp_path: Path) -> None:
+def test_a_network_that_does_not_fit_into_memory_is_not_measured(tmp_path: Path) -> None:
     args = ("data.batch_size=100000", "trainer.accelerator=cpu")
     done = vggexp("summary", "--measure", *args, cwd=tmp_path)
     assert done.returncode == 0
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_not_tried(tmp_path: Path) -> None:
     assert "data.batch_size" in done.stdout
 
 
-def test_a_mistake_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_mistake_gives_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
     done = vggexp("summary", "model=alexnet,vgg12", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "vgg12" in done.stderr

@@ -1,4 +1,4 @@
-"""Sweeps: every configuration completed exactly once, whatever happens, with the numbers that it has alone."""
+"""A sweep completes every config exactly once, whatever happens, with the same numbers as a run alone."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from vggexp.runs import read as runs
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 SMALL = (*QUICK, "trainer.max_epochs=1")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""So that every launcher's jobs add up in the same order."""
+"""Makes the jobs of every launcher sum in the same order."""
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -40,7 +40,7 @@ def scores(folder: Path) -> dict[str, list[float]]:
 
 @contextmanager
 def started(cwd: Path, *args: str, threads: str | None = "1", **more: str) -> Iterator[subprocess.Popen[str]]:
-    """`vggexp train ARGS`, for as long as the block runs."""
+    """Runs `vggexp train ARGS` for as long as the block runs."""
     env = os.environ | {"PYTHONPATH": str(TESTS)} | ({"OMP_NUM_THREADS": threads} if threads else {}) | more
     process = subprocess.Popen(
         [sys.executable, "-m", "vggexp", "train", *args],
@@ -59,7 +59,7 @@ def started(cwd: Path, *args: str, threads: str | None = "1", **more: str) -> It
 
 
 def wait_for(folder: Path, *statuses: str, number: int = 1) -> list[runs.Run]:
-    """Until so many jobs have one of the statuses."""
+    """Waits until `number` jobs have one of the statuses."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         found = [runs.read(path.parent) for path in folder.glob(f"*/{layout.RESULT}")]
@@ -71,7 +71,7 @@ def wait_for(folder: Path, *statuses: str, number: int = 1) -> list[runs.Run]:
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A finished sweep of four jobs, and what it said."""
+    """The folder of a finished sweep of four jobs, and its output."""
     folder = tmp_path_factory.mktemp("grid")
     args = ["data.resize=32,33", "optimizer.lr=0.002,1e-5", "hydra.sweep.dir=outputs/grid"]
     done = vggexp("train", "-m", *SMALL, *args, cwd=folder, COLUMNS="200", **ONE_THREAD)
@@ -93,7 +93,7 @@ def test_each_job_has_a_folder_a_line_and_a_row(grid: tuple[Path, subprocess.Com
     assert "epoch 1/1" in (folder / "0" / "output.log").read_text()
 
 
-def test_a_job_gives_the_numbers_that_it_gives_alone(
+def test_a_job_gives_the_same_numbers_as_a_run_alone(
     grid: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     args = ["data.resize=33", "optimizer.lr=0.002", "hydra.run.dir=outputs/alone"]
@@ -108,7 +108,12 @@ def test_the_same_command_again_trains_nothing_twice(
 ) -> None:
     folder, _ = grid
     before = results(folder)
-    again = ["-m", *SMALL, "optimizer.lr=1e-5,0.002", "data.resize=33,32"]  # in another order, and without a name
+    again = [
+        "-m",
+        *SMALL,
+        "optimizer.lr=1e-5,0.002",
+        "data.resize=33,32",
+    ]  # in another order and without naming the folder
     done = vggexp("train", *again, cwd=folder.parents[1], **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert "4 done, 0 to do" in done.stdout
@@ -116,7 +121,7 @@ def test_the_same_command_again_trains_nothing_twice(
     assert [path.name for path in folder.parent.iterdir()] == ["grid"]
 
 
-def test_a_named_sweep_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_named_sweep_can_grow_and_keeps_its_runs(tmp_path: Path) -> None:
     args = ["-m", *SMALL, "hydra.sweep.dir=outputs/grown"]
     assert vggexp("train", *args, "seed=0,1", cwd=tmp_path).returncode == 0
     folder = tmp_path / "outputs" / "grown"
@@ -128,7 +133,7 @@ def test_a_named_sweep_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
     assert {name: after[name] for name in before} == before
 
 
-def test_a_failing_job_is_told_at_once_and_tried_again(tmp_path: Path) -> None:
+def test_a_failed_job_is_reported_at_once_and_tried_again(tmp_path: Path) -> None:
     args = ["-m", *SMALL, "data.val_size=400,100", "hydra.sweep.dir=outputs/failing"]
     done = vggexp("train", *args, cwd=tmp_path)
     assert done.returncode == 1
@@ -149,7 +154,7 @@ def test_a_failing_job_is_told_at_once_and_tried_again(tmp_path: Path) -> None:
     assert len(results(folder)["0"]["resumed"]) == 1
 
 
-def test_a_sweep_killed_three_times_completes_every_configuration_once(tmp_path: Path) -> None:
+def test_a_sweep_killed_three_times_completes_every_config_once(tmp_path: Path) -> None:
     long = [*QUICK, "trainer.max_epochs=8", "data.resize=32,33", "optimizer.lr=0.002,0.001,0.0005", "seed=0,1"]
     whole, killed = (["-m", *long, f"hydra.sweep.dir=outputs/{name}"] for name in ("whole", "killed"))
     assert vggexp("train", *whole, cwd=tmp_path, **ONE_THREAD).returncode == 0
@@ -164,7 +169,7 @@ def test_a_sweep_killed_three_times_completes_every_configuration_once(tmp_path:
             pids = [run.result["pid"] for run in wait_for(folder, "running", "completed") if run.status == "running"]
             process.send_signal(signal.SIGKILL)
             process.wait()
-            for pid in pids if done != 4 else []:  # the second time, the job outlives its sweep and may save
+            for pid in pids if done != 4 else []:  # the second time, the job survives its sweep and can save
                 os.kill(pid, signal.SIGKILL)
     last = vggexp("train", *killed, cwd=tmp_path, **ONE_THREAD)
     assert last.returncode == 0, last.stdout + last.stderr
@@ -202,7 +207,7 @@ def test_jobs_end_with_their_sweep_however_it_ends(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         (run,) = wait_for(folder, "interrupted")
-    assert run.reason == "SIGTERM"  # it has saved
+    assert run.reason == "SIGTERM"  # the job has saved
     assert sorted(results(folder)) == ["0"]
 
 
@@ -218,7 +223,7 @@ def test_a_job_of_a_stopped_sweep_does_not_begin(tmp_path: Path, monkeypatch: py
     assert not (folder / layout.RESULT).exists()
 
 
-def test_a_job_that_is_killed_takes_no_other_along(tmp_path: Path) -> None:
+def test_a_killed_job_does_not_affect_the_others(tmp_path: Path) -> None:
     args = ["-m", *QUICK, "trainer.max_epochs=3000,1", "hydra.sweep.dir=outputs/lost"]
     folder = tmp_path / "outputs" / "lost"
     with started(tmp_path, *args) as process:
@@ -230,7 +235,7 @@ def test_a_job_that_is_killed_takes_no_other_along(tmp_path: Path) -> None:
     assert f"0: interrupted: {runs.KILLED}" in out
 
 
-def test_two_starts_of_one_sweep_do_not_meet(tmp_path: Path) -> None:
+def test_a_sweep_cannot_be_started_twice_at_once(tmp_path: Path) -> None:
     args = ["-m", *QUICK, "trainer.max_epochs=3000,2999", "hydra.sweep.dir=outputs/twice"]
     with started(tmp_path, *args) as process:
         wait_for(tmp_path / "outputs" / "twice", "running")
@@ -284,6 +289,6 @@ def labels(*overrides: Sequence[str]) -> list[str]:
     return labels_of([sweep.Entry(Path("x"), list(each), cfg) for each in overrides])
 
 
-def test_jobs_are_named_by_what_sets_them_apart() -> None:
+def test_jobs_are_named_by_the_settings_that_differ() -> None:
     assert labels(["a=1", "b=1"], ["a=1", "b=2"]) == ["b=1", "b=2"]
     assert labels(["a=1"]) == ["a=1"]

@@ -1,4 +1,4 @@
-"""TensorBoard itself, in a real browser: each of its pages shows what the run has shown."""
+"""TensorBoard itself, in a real browser: each of its pages shows what the run logged."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from vggexp.runs import read as runs
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs that show all they can."""
+    """A sweep of two runs that show everything they can."""
     folder = tmp_path_factory.mktemp("tensorboard")
     args = [*QUICK, "inspect=default", "trainer.log_every_n_steps=2", "optimizer.lr=0.002,0.001"]
     done = vggexp("train", "-m", *args, "hydra.sweep.dir=outputs/sweep", cwd=folder)
@@ -29,7 +29,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(sweep: Path) -> Iterator[str]:
-    """TensorBoard as the command opens it."""
+    """The address of TensorBoard, started by the command."""
     process = subprocess.Popen(
         [sys.executable, "-m", "vggexp", "tensorboard", "last", "port=0"],
         cwd=sweep.parents[1],
@@ -57,7 +57,7 @@ def page(url: str, browser: Browser) -> Iterator[Page]:
 NAMES = ("lr=0.002", "lr=0.001")
 
 
-def test_runs_are_called_by_what_varied(sweep: Path) -> None:
+def test_runs_are_named_by_the_settings_that_varied(sweep: Path) -> None:
     assert set(names.names(runs.find([sweep]))) == set(NAMES)
     several = names.names(runs.find([sweep.parent, sweep / "0"]))
     assert set(several) == set(NAMES)
@@ -65,7 +65,7 @@ def test_runs_are_called_by_what_varied(sweep: Path) -> None:
 
 def test_links_are_made_for_runs_that_begin_later(sweep: Path, tmp_path: Path) -> None:
     names.link([sweep / "0"], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]  # alone, nothing sets it apart
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]  # a run alone has no settings that differ
     names.link([sweep], tmp_path)
     assert {path.name: path.resolve().name for path in tmp_path.iterdir()} == {"0": "0", NAMES[0]: "0", NAMES[1]: "1"}
 
@@ -77,7 +77,7 @@ def test_what_tensorboard_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "port=x" in refusal(lambda: tensorboard.main([str(trained.folder), "port=x"]))
 
 
-def test_scalars_are_those_of_the_run(page: Page, url: str, sweep: Path) -> None:
+def test_scalars_match_the_run(page: Page, url: str, sweep: Path) -> None:
     page.goto(f"{url}#timeseries")
     for name in NAMES:
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
@@ -90,22 +90,22 @@ def test_scalars_are_those_of_the_run(page: Page, url: str, sweep: Path) -> None
 def test_the_three_stages_share_a_chart(page: Page, url: str) -> None:
     page.goto(f"{url}#custom_scalars")
     expect(page.get_by_text("1 training")).to_be_visible()
-    expect(page.get_by_text("Matches (6)").first).to_be_attached()  # loss of three stages, of two runs
+    expect(page.get_by_text("Matches (6)").first).to_be_attached()  # the loss of three stages in two runs
 
 
-def test_images_are_there_and_have_arrived(page: Page, url: str) -> None:
+def test_images_are_listed_and_loaded(page: Page, url: str) -> None:
     page.goto(f"{url}#images")
     expect(page.get_by_text("filters/first_layer").first).to_be_attached()
     image = page.locator("tf-image-loader img").first
     expect(image).to_be_visible()
     assert image.evaluate("image => image.complete && image.naturalWidth > 100")
-    for group in ("maps 10", "mistakes 2", "where_it_looks 2", "inputs 2"):  # pictures of each, of two runs
+    for group in ("maps 10", "mistakes 2", "where_it_looks 2", "inputs 2"):  # the number of pictures in two runs
         expect(page.get_by_role("button", name=group)).to_be_visible()
     page.get_by_role("button", name="mistakes 2").click()
     expect(page.get_by_text("mistakes/test").first).to_be_attached()
 
 
-def test_hparams_compare_the_runs_by_real_results(page: Page, url: str, sweep: Path) -> None:
+def test_hparams_compare_the_runs_by_final_results(page: Page, url: str, sweep: Path) -> None:
     page.goto(f"{url}#hparams")
     table = page.locator("tf-hparams-table-view")
     page.locator("tf-hparams-query-pane paper-checkbox", has_text="optimizer.lr").click()
@@ -132,7 +132,7 @@ def test_texts_show_config_and_layers(page: Page, url: str) -> None:
     page.goto(f"{url}#text")
     expect(page.get_by_text("run/config").first).to_be_attached()
     expect(page.get_by_text("features.0.0").first).to_be_attached()
-    expect(page.get_by_text("config_hash").first).to_be_attached()  # of the manifest
+    expect(page.get_by_text("config_hash").first).to_be_attached()  # from the manifest
 
 
 def test_the_projector_has_the_test_images(page: Page, url: str) -> None:
@@ -141,7 +141,7 @@ def test_the_projector_has_the_test_images(page: Page, url: str) -> None:
     expect(frame.get_by_text("Points: 130")).to_be_visible()
 
 
-def test_nothing_is_asked_of_the_outside(page: Page, url: str) -> None:
+def test_nothing_is_requested_from_other_servers(page: Page, url: str) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     for tab in ("timeseries", "images", "hparams"):

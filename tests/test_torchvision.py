@@ -1,4 +1,4 @@
-"""Our VGG is torchvision's: same counts, same names, same outputs."""
+"""Our VGG matches torchvision's in counts, names and outputs."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_a_state_dict_converts_both_ways_and_gives_the_same_outputs(depth: int, 
         theirs = getattr(torchvision.models, name(depth, batch_norm))().eval()
     names = ours.torchvision_names()
     assert names.keys() == ours.state_dict().keys()
-    if batch_norm:  # statistics as of a trained network
+    if batch_norm:  # statistics like those of a trained network
         for key, value in ours.state_dict().items():
             if "running" in key:
                 value.uniform_(0.5, 1.5)

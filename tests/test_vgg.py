@@ -1,4 +1,4 @@
-"""The networks are the chapter's and the paper's, at every depth, width and size."""
+"""The networks match the chapter and the paper at every depth, width and image size."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ from vggexp.models.architecture import KERNELS
 
 
 def shapes(net: VGG, images: Tensor) -> list[tuple[int, ...]]:
-    """After each block, then after each layer of the classifier."""
+    """The shapes after each block, then after each layer of the classifier."""
     found = []
     for layer in (*net.features, *net.classifier):
         images = layer(images)
@@ -69,7 +69,7 @@ def test_the_third_convolutions_of_c_are_1x1() -> None:
     assert kernels == [[3, 3], [3, 3], [3, 3, 1], [3, 3, 1], [3, 3, 1]]
 
 
-def test_lrn_is_krizhevskys_and_follows_the_first_relu() -> None:
+def test_lrn_has_krizhevskys_parameters_and_follows_the_first_relu() -> None:
     block = VGG("vgg11_lrn", ratio=4).features[0]
     assert [type(layer).__name__ for layer in block] == ["Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"]
     maps = 5 * torch.rand(2, 16, 3, 3)
@@ -153,7 +153,7 @@ def test_without_hidden_units_one_linear_layer_classifies() -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("arch", [*KERNELS, "alexnet"])
 def test_every_network_learns_as_configured(arch: str, real_cache: str) -> None:
-    """On real images the loss falls below ln 10 − 0.3, which a dead network never does."""
+    """On real images, the loss falls below ln 10 − 0.3, which that of a dead network never does."""
     from conftest import configure
     from vggexp.config.instantiate import network
 

@@ -1,4 +1,4 @@
-"""Holds a run against another at zero tolerance: weights, optimizer, schedule, counters, every logged number."""
+"""Compares two runs at zero tolerance: weights, optimizer, schedule, counters, every logged number."""
 
 import csv
 from pathlib import Path
@@ -11,11 +11,11 @@ from vggexp.runs import manifest
 from vggexp.runs.metrics import SCORES
 
 TIMES = {"images_per_second", "train_seconds", "seconds", "Throughput"}
-"""What is measured with a clock, and so differs from run to run."""
+"""Values that a clock measures, which differ from run to run."""
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that must be the same, by name."""
+    """Everything that must be equal, by name."""
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     del last["config"]
     best = folder / "checkpoints" / "best.ckpt"
@@ -37,7 +37,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, place: str = "") -> list[str]:
-    """Where two trees differ; an empty list if they are the same to the last bit."""
+    """The paths at which two trees differ; an empty list if they are equal to the last bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         same = (
             one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()

@@ -1,4 +1,4 @@
-"""What goes wrong inside a trial's process, at a moment that its arguments name."""
+"""Makes something fail inside the process of a trial, at the moment that the argument gives."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from vggexp.training.classifier import Classifier
 
 
 def _at(owner: Any, name: str, count: int, act: Callable[..., Any]) -> None:
-    """Calls `act` with the original and its arguments at the `count`-th call of owner.name, counted from 1."""
+    """At the `count`-th call of owner.name, counted from 1, calls `act` with the original and its arguments instead."""
     original, calls = getattr(owner, name), [0]
 
     def replacement(*args: Any, **options: Any) -> Any:
@@ -31,17 +31,17 @@ def _die(*_: Any, **__: Any) -> None:
 
 
 def kill_in_validation(count: int) -> None:
-    """SIGKILL in the `count`-th validation batch."""
+    """Sends SIGKILL in the `count`-th validation batch."""
     _at(Classifier, "validation_step", count, _die)
 
 
 def kill_in_training(count: int) -> None:
-    """SIGKILL in the `count`-th training batch."""
+    """Sends SIGKILL in the `count`-th training batch."""
     _at(Classifier, "training_step", count, _die)
 
 
 def stop_at(count: int) -> None:
-    """SIGTERM when the run asks for the `count`-th time whether a signal has come."""
+    """Sends SIGTERM when the run checks for signals for the `count`-th time."""
 
     def act(original: Any, *args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -51,22 +51,22 @@ def stop_at(count: int) -> None:
 
 
 def kill_in_write(count: int) -> None:
-    """SIGKILL when the `count`-th piece of a checkpoint is to be written."""
+    """Sends SIGKILL before the `count`-th piece of a checkpoint is written."""
     _at(checkpoint._Sink, "write", count, _die)
 
 
 def kill_in_rename(count: int) -> None:
-    """SIGKILL before the `count`-th time that a checkpoint is given its name."""
+    """Sends SIGKILL before a checkpoint is renamed for the `count`-th time."""
     _at(files.os, "replace", count, _die)
 
 
 def kill_in_record(count: int) -> None:
-    """SIGKILL when a record or metrics.csv is to be replaced for the `count`-th time."""
+    """Sends SIGKILL before result.json or metrics.csv is replaced for the `count`-th time."""
     _at(files, "write_text", count, _die)
 
 
 def full_disk(count: int) -> None:
-    """No space from the `count`-th piece of a checkpoint on."""
+    """Reports a full disk from the `count`-th piece of a checkpoint on."""
     original, calls = checkpoint._Sink.write, [0]
 
     def write(self: Any, data: Any) -> int:
@@ -80,7 +80,7 @@ def full_disk(count: int) -> None:
 
 
 def failing_sync(count: int) -> None:
-    """The disk reports an error when a checkpoint is to be brought onto it."""
+    """Reports a disk error when a checkpoint is forced onto the disk for the `count`-th time."""
 
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -89,7 +89,7 @@ def failing_sync(count: int) -> None:
 
 
 def lying_disk(count: int) -> None:
-    """The `count`-th piece of a checkpoint is written with a flipped bit."""
+    """Writes the `count`-th piece of a checkpoint with a flipped bit."""
     original, calls = checkpoint._Sink.write, [0]
 
     def write(self: Any, data: Any) -> int:
@@ -119,7 +119,7 @@ def infinite_loss(count: int) -> None:
 
 
 def nan_weight(count: int) -> None:
-    """A weight turns into NaN after the `count`-th epoch's training."""
+    """Turns a weight into NaN after training in the `count`-th epoch."""
 
     def act(original: Any, module: Classifier) -> None:
         original(module)
@@ -144,5 +144,5 @@ def out_of_gpu_memory(count: int) -> None:
 
 
 def file_size_limit(kilobytes: int) -> None:
-    """No file may become larger, as on a full quota."""
+    """Limits the size of every file, as an exhausted quota does."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, resource.RLIM_INFINITY))

@@ -1,6 +1,6 @@
-"""Starts trials by forking a process that has torch loaded already: a second a trial instead of eight.
+"""Starts trials by forking a process that has already loaded torch: one second per trial instead of eight.
 
-Reads a line of JSON for each trial, answers with its process id, and after the next line with its exit code.
+For each trial, it reads a line of JSON and answers with a process id; after the next line, with the exit code.
 """
 
 import json
@@ -10,7 +10,7 @@ import traceback
 
 import sabotage
 
-import vggexp.training.run  # noqa: F401  the slow part of a start
+import vggexp.training.run  # noqa: F401  the slow part of starting
 from vggexp import commands
 
 
@@ -28,7 +28,7 @@ def serve() -> None:
 
 
 def _become(order: dict) -> None:
-    """A trial: never returns."""
+    """Runs a trial in this process; never returns."""
     code = 1
     try:
         os.setsid()

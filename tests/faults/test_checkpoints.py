@@ -1,4 +1,4 @@
-"""Checkpoints made to run code, to eat memory or to never end are refused in one line."""
+"""Checkpoints that try to run code, exhaust memory or never end are refused in one line."""
 
 import io
 import pickle
@@ -20,7 +20,7 @@ from vggexp.inference import load as trained
 
 
 class Call:
-    """Pickles as a call."""
+    """An object whose pickle is a function call."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.function, self.args = function, args
@@ -30,7 +30,7 @@ class Call:
 
 
 def archive(content: bytes, method: int = zipfile.ZIP_STORED, name: str = "archive/data.pkl", **more: bytes) -> bytes:
-    """A zip archive such as torch.save writes."""
+    """A zip archive in the format of `torch.save`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as file:
         file.writestr(name, content)
@@ -48,7 +48,7 @@ def saved(content: Any) -> bytes:
 
 
 def attacks(canary: Path, good: dict[str, Any]) -> dict[str, bytes]:
-    """File contents by name; each would do something that a file of weights must not."""
+    """File contents by name; each would do something that a weights file must not do."""
     import builtins
     import os
     import subprocess
@@ -118,7 +118,7 @@ def attacks(canary: Path, good: dict[str, Any]) -> dict[str, bytes]:
 
 
 def _claim(content: bytes) -> bytes:
-    """Sets the size that the archive's directory gives for its last entry to 4 GB."""
+    """Changes the size of the last entry to 4 GB in the directory of the archive."""
     start = content.rindex(b"PK\x01\x02")
     return content[: start + 20] + struct.pack("<II", 2**32 - 2, 2**32 - 2) + content[start + 28 :]
 
@@ -126,9 +126,9 @@ def _claim(content: bytes) -> bytes:
 BLOWN_UP = ("parts that stand for 2^40", "a weight of 4 TB in 4 bytes", "one tensor a thousand times")
 
 
-def test_attacks(tally: Callable[[str], Tally], trained_run: Run, tmp_path: Path) -> None:
-    """With and without a valid checksum, which anybody can compute."""
-    tries = tally("checkpoint attacks")
+def test_attacks_by_a_checkpoint(tally: Callable[[str], Tally], trained_run: Run, tmp_path: Path) -> None:
+    """Tries each attack with and without a valid checksum, which anyone can compute."""
+    tries = tally("attacks by a checkpoint")
     canary = tmp_path / "canary"
     good = checkpoint.read(trained_run.folder / "checkpoints" / "best.ckpt", "run")
     trained.load(str(trained_run.folder / "checkpoints" / "best.ckpt"), {"allowed_packages": ["synthetic"]})

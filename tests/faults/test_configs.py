@@ -1,4 +1,4 @@
-"""Configs that are wrong or hostile are refused, naming the key, before anything of theirs is done."""
+"""Wrong and hostile configs are refused, with the key named, before they have any effect."""
 
 import os
 from collections.abc import Callable
@@ -20,13 +20,13 @@ NOT_FINITE = st.sampled_from(["nan", "inf", "-inf"])
 BOOLEANS = st.sampled_from(["true", "false"])
 LISTS = st.sampled_from(["[]", "[1,2,3]", "{a:1}"])
 COUNTS = st.one_of(WORDS, NUMBERS, NOT_FINITE, LISTS, st.floats(0.001, 0.999), BOOLEANS)
-"""What is no number of things."""
+"""Values that are not a valid count."""
 AMOUNTS = st.one_of(WORDS, NUMBERS, NOT_FINITE, LISTS, BOOLEANS)
-"""What is no positive number."""
+"""Values that are not a positive number."""
 SWITCHES = st.one_of(WORDS, st.integers(2, 9), LISTS)
 CHOICES = st.one_of(WORDS, st.integers(), LISTS)
 
-BAD: dict[str, st.SearchStrategy[Any]] = {
+INVALID: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("data.resize", "data.batch_size", "data.val_size", "data.num_workers", "seed"), COUNTS),
     **dict.fromkeys(("model.ratio", "model.hidden", "inspect.times"), COUNTS),
     **dict.fromkeys(("trainer.max_epochs", "trainer.log_every_n_steps", "trainer.accumulate_grad_batches"), COUNTS),
@@ -40,16 +40,16 @@ UNKNOWN = st.builds(
     lambda section, name: f"{section}.{name}", st.sampled_from(["model", "data", "optimizer", "trainer"]), WORDS
 )
 MISTAKES = st.one_of(
-    st.sampled_from(sorted(BAD)).flatmap(lambda key: st.tuples(st.just(key), BAD[key])),
+    st.sampled_from(sorted(INVALID)).flatmap(lambda key: st.tuples(st.just(key), INVALID[key])),
     st.tuples(UNKNOWN, st.integers(0, 9)),
 )
 
 
-def test_bad_configs(
+def test_invalid_configs(
     tally: Callable[[str], Tally], count: Callable[[int, int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configs = tally("bad configs")
-    monkeypatch.setattr(idx, "obtain", lambda *_, **__: pytest.fail("the data were touched"))
+    configs = tally("invalid configs")
+    monkeypatch.setattr(idx, "obtain", lambda *_, **__: pytest.fail("the data were read"))
 
     @settings(
         max_examples=count(1000, 200),
@@ -139,9 +139,9 @@ FILES = {
 }
 
 
-def test_attacks(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path) -> None:
-    """A canary file would prove that code ran; `evil` is a module that leaves it when it is imported."""
-    attacks = tally("config attacks")
+def test_attacks_by_a_config(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path) -> None:
+    """A canary file would prove that code ran; importing the module `evil` writes one."""
+    attacks = tally("attacks by a config")
     plans = [
         *[[f"model._target_={target}", f"+model.command={TOUCH}"] for target in TARGETS],
         *[_arguments(text) for text in HYDRA],

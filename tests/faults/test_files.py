@@ -1,4 +1,4 @@
-"""Disks that are full, refuse, lie or lose bytes; data that are damaged or not to be had."""
+"""Disks that are full, refuse writes, report false success or lose bytes; data that are damaged or unavailable."""
 
 import os
 import random
@@ -50,7 +50,12 @@ SAVES = [
     Fault("a file where the folder should be", obstacle="checkpoints", says=("cannot be written", "File exists")),
     Fault("a folder where the file should be", obstacle="checkpoints/best.ckpt/x", says=("Is a directory",)),
     Fault("temporary folder elsewhere", env={"TMPDIR": "/dev/shm"}),
-    Fault("torn last.ckpt", damage=_cut, damaged=("last.ckpt",), says=("last.ckpt: is cut short", "before it is used")),
+    Fault(
+        "truncated last.ckpt",
+        damage=_cut,
+        damaged=("last.ckpt",),
+        says=("last.ckpt: is cut short", "before it is used"),
+    ),
     Fault("flipped bit", damage=_flip, damaged=("last.ckpt",), says=("last.ckpt: has been altered", "before it")),
     Fault(
         "nothing intact", damage=_flip, damaged=("last.ckpt", "previous.ckpt"), says=("cannot be read", "new folder")
@@ -59,8 +64,8 @@ SAVES = [
 
 
 def test_saves(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
-    """What is on the disk stays good; the reason is told; and once it is mended, the run goes on exactly."""
-    saves = tally("save faults")
+    """Earlier checkpoints stay intact, the reason is reported, and once it is fixed, the run resumes exactly."""
+    saves = tally("faults while saving")
 
     def trial(server: Server, fault: Fault) -> None:
         cwd = tmp_path / fault.name
@@ -109,7 +114,7 @@ def test_values(
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],
 ) -> None:
-    """Numbers that are none, and memory that is not there, end the run before they do harm."""
+    """Values that are not finite and a lack of memory end the run before they do any damage."""
     values = tally("non-finite, out of memory")
     draw = random.Random(8)
     plans = [(n, VALUES[n % 5], draw.randint(1, 3 if n % 5 == 3 else 15)) for n in range(count(20, 4))]
@@ -139,8 +144,8 @@ def test_values(
 
 
 def test_data(tally: Callable[[str], Tally], tmp_path: Path, count: Callable[[int, int], int]) -> None:
-    """Not one byte of wrong data is let in, and the message names the file."""
-    data = tally("data faults")
+    """Wrong data are never accepted, not even by one byte, and the message names the file."""
+    data = tally("faults in the data")
     draw = random.Random(9)
     good = idx.obtain(synthetic.SOURCE, str(synthetic.write(tmp_path / "good")), str(tmp_path / "good_cache"))
     names = list(good)

@@ -1,4 +1,4 @@
-"""Runs of several processes give one process's numbers, and stop and go on as one."""
+"""Runs on several processes give the same numbers as one process, and stop and resume as one."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from synthetic import TEST
 from vggexp.runs import manifest
 
 OPTIONS = (*ARGS, "model.dropout=0.0", "data.batch_size=100", "optimizer.lr=0.002", "checkpoint.every_n_seconds=1000")
-"""A batch of 100 does not divide by 3, nor the 130 test images by 3 or 4."""
+"""3 does not divide a batch of 100, and neither 3 nor 4 divides the 130 test images."""
 
 
 def options(world: int) -> list[str]:
@@ -34,7 +34,7 @@ def run(world: int, cwd: Path, *more: str) -> dict[str, Any]:
 
 
 def stop(world: int, cwd: Path, signum: int, everybody: bool) -> None:
-    """Starts a run and signals it in its second epoch: the first process alone, or all, as a terminal does."""
+    """Starts a run and, in its second epoch, signals its first process or, as a terminal does, all of them."""
     cwd.mkdir()
     env = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "vggexp.train", *options(world), "hydra.run.dir=outputs/run"]
@@ -61,14 +61,14 @@ def stop(world: int, cwd: Path, signum: int, everybody: bool) -> None:
         assert process.wait(60) == 128 + signum, rest
         assert "Traceback" not in rest, rest
         assert manifest.load(cwd / "outputs" / "run", "")["status"] == "interrupted"
-        assert _gone(process.pid), "a process is left"
+        assert _gone(process.pid), "a process still runs"
     finally:
         if not _gone(process.pid, 0):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _gone(group: int, seconds: float = 10) -> bool:
-    """Whether no process of a group is left."""
+    """Whether all processes of a group have ended."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -80,7 +80,7 @@ def _gone(group: int, seconds: float = 10) -> bool:
         time.sleep(0.1)
 
 
-def test_worlds(tally: Callable[[str], Tally], tmp_path: Path, count: Callable[[int, int], int]) -> None:
+def test_several_processes(tally: Callable[[str], Tally], tmp_path: Path, count: Callable[[int, int], int]) -> None:
     worlds = tally("processes (DDP)")
     one = run(1, tmp_path / "one")
     alone = compare.outcome(tmp_path / "one" / "outputs" / "run")["last.ckpt"]["state_dict"]

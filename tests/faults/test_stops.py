@@ -1,4 +1,4 @@
-"""A run that is killed or asked to stop, at any moment, goes on as if nothing had happened."""
+"""A run that is killed or asked to stop at any moment resumes as if it had never stopped."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from trials import RESUME, START, Farm, Server, Tally, finish
 from vggexp.runs import layout, manifest
 
 SECONDS = 2.5
-"""About as long as a trial lasts."""
+"""The approximate duration of a trial."""
 
 
 def kill_at(server: Server, cwd: Path, argv: list[str], seconds: float, signum: int, group: bool = False) -> int:
@@ -31,7 +31,7 @@ def test_sigkill(
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],
 ) -> None:
-    """At random moments, some runs more than once; in the midst of writing, of renaming, of validation."""
+    """Kills runs at random moments, some of them more than once, and while they write, rename or validate."""
     kills = tally("SIGKILL, resume, compare")
     draw = random.Random(5)
     places = {"kill_in_write": 400, "kill_in_rename": 30, "kill_in_record": 4, "kill_in_validation": 6}
@@ -65,9 +65,9 @@ def test_signals(
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],
 ) -> None:
-    """At random moments; the exit code and the record say what happened, and a last save makes resuming exact.
+    """Signals runs at random moments: exit code and result.json report it, and a last save makes resuming exact.
 
-    Every other run has workers, and all its processes are signalled, as a terminal and a cluster do.
+    Every other run has workers, and all its processes are signaled, as by a terminal or a cluster.
     """
     stops = tally("SIGTERM, SIGINT, SIGUSR1")
     draw = random.Random(6)
@@ -92,11 +92,12 @@ def test_signals(
 
 
 PLACES = 3 * (1 + 4 + 2) + 1 + 3
-"""Where a run looks for signals: as epochs begin, after batches but the last, in validation, behind, in the test."""
+"""How often a run checks for signals: as epochs begin, after all batches but the last, in and after validation, in the
+test."""
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_resume_at_every_batch(
+def test_resume_at_every_point(
     workers: int,
     tally: Callable[[str], Tally],
     farm: Farm,
@@ -104,8 +105,8 @@ def test_resume_at_every_batch(
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],
 ) -> None:
-    """Three epochs with a one-cycle schedule, stopped once at each place where a run can stop."""
-    stops = tally("resume at every batch")
+    """Stops a run of three epochs with a one-cycle schedule once at each point at which a run can stop."""
+    stops = tally("resume at every point")
     options = [*START, f"data.num_workers={workers}", "checkpoint.every_n_seconds=1000"]
 
     def trial(server: Server, place: int) -> None:

@@ -1,4 +1,4 @@
-"""Counts of trials, a table of what survived, and the processes that trials run in."""
+"""Counts trials, prints a table of those that passed, and provides the processes in which trials run."""
 
 import json
 import os
@@ -24,31 +24,31 @@ ARGS = (
     *("model.init=kaiming", "optimizer.lr=0.005", "scheduler=onecycle", "trainer.accelerator=cpu"),
     *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "checkpoint.every_n_seconds=0.1"),
 )
-"""A run of 15 steps, with dropout, that saves often."""
+"""Arguments for a run of 15 steps with dropout that saves often."""
 START = [*ARGS, "hydra.run.dir=outputs/run"]
 RESUME = ["resume=outputs/run", "allowed_packages=[synthetic]"]
 
 
 @dataclass
 class Tally:
-    """Trials of one class of faults."""
+    """The trials of one class of faults."""
 
     tried: int = 0
-    lost: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     @contextmanager
     def trial(self, name: str) -> Iterator[None]:
-        """Counts what happens inside; an exception is a loss, told when all trials have been made."""
+        """Counts the block as a trial. An exception means that it failed, which `check` reports after all trials."""
         self.tried += 1
         try:
             yield
         except (Exception, pytest.fail.Exception) as error:
-            self.lost.append(f"{name}: {type(error).__name__}: {error}")
+            self.failed.append(f"{name}: {type(error).__name__}: {error}")
 
     def check(self) -> None:
         assert self.tried
-        if self.lost:
-            pytest.fail(f"{len(self.lost)} of {self.tried} lost:\n" + "\n\n".join(self.lost), pytrace=False)
+        if self.failed:
+            pytest.fail(f"{len(self.failed)} of {self.tried} failed:\n" + "\n\n".join(self.failed), pytrace=False)
 
 
 TALLIES: dict[str, Tally] = {}
@@ -56,32 +56,32 @@ TALLIES: dict[str, Tally] = {}
 
 @pytest.fixture
 def tally() -> Callable[[str], Tally]:
-    """That of a class of faults."""
+    """Returns the tally of a class of faults by its name."""
     return lambda name: TALLIES.setdefault(name, Tally())
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if TALLIES:
         terminalreporter.section("faults")
-        terminalreporter.line(f"{'class':34}{'tried':>8}{'survived':>10}")
+        terminalreporter.line(f"{'class':34}{'trials':>8}{'passed':>10}")
         for name, tally in TALLIES.items():
-            terminalreporter.line(f"{name:34}{tally.tried:8,}{tally.tried - len(tally.lost):10,}")
+            terminalreporter.line(f"{name:34}{tally.tried:8,}{tally.tried - len(tally.failed):10,}")
 
 
 @pytest.fixture
 def count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """The first of two numbers with --full (make faults), else the second."""
+    """Returns the first of two numbers with --full (make faults), and the second otherwise."""
     return lambda full, short: full if request.config.getoption("--full") else short
 
 
 class Process:
-    """A trial that runs."""
+    """A running trial."""
 
     def __init__(self, server: "Server", pid: int) -> None:
         self.server, self.pid = server, pid
 
     def wait(self) -> int:
-        """The exit code; negative if a signal killed it."""
+        """Waits for the trial; returns its exit code, which is negative if a signal killed it."""
         return int(self.server.ask("wait"))
 
 
@@ -105,7 +105,7 @@ class Server:
         return self.process.stdout.readline()
 
     def start(self, argv: Sequence[str], cwd: Path, sabotage: Sequence[tuple[str, int]] = (), **env: str) -> Process:
-        """`python -m vggexp.train ARGV` in `cwd`; what it says is appended to `log` there."""
+        """Starts `python -m vggexp.train ARGV` in `cwd` and appends its output to `cwd/log`."""
         order = {"argv": list(argv), "cwd": str(cwd), "log": str(cwd / "log"), "sabotage": list(sabotage), "env": env}
         return Process(self, int(self.ask(json.dumps(order))))
 
@@ -126,7 +126,7 @@ class Farm:
             self.free.put(server)
 
     def map(self, trial: Callable[[Server, T], None], inputs: Sequence[T]) -> None:
-        """Makes all trials, two at a time."""
+        """Runs all trials, two at a time."""
 
         def call(value: T) -> None:
             server = self.free.get()
@@ -149,7 +149,7 @@ def farm(_folders: None) -> Iterator[Farm]:
 
 
 def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
-    """Resumes, or starts again if there was no run yet, and compares."""
+    """Resumes the run, or starts it if there is none yet, and compares its outcome."""
     begun = (cwd / "outputs" / "run" / layout.RESULT).exists()
     code = server.run(RESUME if begun else START, cwd)
     log = (cwd / "log").read_text()
@@ -161,7 +161,7 @@ def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="session")
 def uninterrupted(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run gives that nothing happens to."""
+    """The outcome of a run that is not disturbed."""
     cwd = tmp_path_factory.mktemp("uninterrupted")
     assert farm.servers[0].run(START, cwd) == 0, (cwd / "log").read_text()
     return compare.outcome(cwd / "outputs" / "run")
