@@ -35,7 +35,7 @@ class Watched(NamedTuple):
 
 
 class Overview:
-    """Reads the jobs' folders, wherever they run; a terminal shows their progress, a file gets a line for each event."""
+    """Reads the jobs' folders, wherever they run; a terminal shows progress, a file gets a line for each event."""
 
     def __init__(self, jobs: dict[Path, Watched], total: int = 0, every: float = 1.0) -> None:
         self.jobs, self._total, self.every = jobs, total, every
