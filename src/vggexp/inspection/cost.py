@@ -37,15 +37,7 @@ SECONDS, STEPS = 5.0, 20
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer costs.
-
-    Args:
-        name, kind: its place in the network and its class.
-        shape: of its output for one image; () where that is not a tensor.
-        parameters: their number.
-        macs: multiply-accumulates of the forward pass of one image.
-        activation_bytes: what it keeps for the backward pass of a batch, beyond what layers before it keep.
-    """
+    """What one layer costs."""
 
     name: str
     kind: str
@@ -57,13 +49,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs to train.
-
-    Args:
-        layers: in the order of their execution.
-        memory_bytes: the estimated peak of a training step: parameters, gradients, the optimizer's state, activations
-            and temporary tensors.
-    """
+    """What a network costs to train."""
 
     layers: list[Layer]
     memory_bytes: int
@@ -83,12 +69,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """What training steps cost on this machine.
-
-    Args:
-        seconds: of a training step, the median.
-        memory_bytes: the peak of a training step, beyond that of the process without the network.
-    """
+    """What training steps cost on this machine."""
 
     seconds: float
     memory_bytes: int
