@@ -29,7 +29,7 @@ from vggexp.config.instantiate import construct, datamodule, network
 from vggexp.config.schema import Config
 from vggexp.inspection import dry_run
 from vggexp.models.cpu.fused import layer_by_layer
-from vggexp.system import memory
+from vggexp.system import hardware, memory
 
 SECONDS, STEPS = 5.0, 20
 """Steps are timed until either is reached, three at least."""
@@ -171,10 +171,10 @@ def measure(cfg: Config) -> Measured:
 
 def _measure(cfg: Config) -> Measured:
     cfg = precision.resolved(cfg)
-    cuda = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
+    device = hardware.device(cfg.trainer.accelerator).type
 
     def prepare(batch: int) -> Callable[[], None]:
-        return partial(_step, *_parts(cfg, batch, "cuda" if cuda else "cpu"), cfg)
+        return partial(_step, *_parts(cfg, batch, device), cfg)
 
     memory.return_freed()
     prepare(2)()  # loads the kernels, which are no part of the network's memory
@@ -192,8 +192,8 @@ def _measure(cfg: Config) -> Measured:
     while len(seconds) < 3 or (len(seconds) < STEPS and sum(seconds) < SECONDS):
         start = time.perf_counter()
         step()
-        if cuda:
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
     return Measured(statistics.median(seconds), peak)
 
