@@ -20,7 +20,7 @@ from vggexp.commands import options
 from vggexp.config import compose
 from vggexp.config.schema import Config
 from vggexp.runs import tables
-from vggexp.system import hardware, terminal
+from vggexp.system import hardware, paths, terminal
 
 if TYPE_CHECKING:
     from vggexp.inspection.cost import Cost, Measured
@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("outputs/summary"))
+    parser.add_argument("--output", type=Path, default=paths.outputs() / "summary")
     own, rest = parser.parse_known_args(args)
     configs = compose.configs(*rest)
 

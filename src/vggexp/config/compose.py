@@ -179,11 +179,7 @@ class ConfigDir(SearchPathPlugin):
 
 @contextmanager
 def session(flags: argparse.Namespace) -> Iterator[Session]:
-    """Has Hydra compose the configs of a command line.
-
-    Args:
-        flags: from `parse`.
-    """
+    """Has Hydra compose the configs of a command line."""
     conf = Path(flags.config_path).resolve() if flags.config_path else paths.CONF
     Plugins.instance().register(ConfigDir)
     ConfigDir.folder = flags.config_dir
@@ -217,11 +213,7 @@ def check(raw: DictConfig) -> Config:
 
 
 def validate(values: Any, schema: type[S], prefix: str = "") -> S:
-    """The typed form of plain values.
-
-    Args:
-        prefix: of all keys, for the message.
-    """
+    """The typed form of plain values, whose keys begin with `prefix` in a message."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:

@@ -22,9 +22,6 @@ def locate(target: str, kind: type) -> Any:
 
     The caller has checked that `target` is in an allowed package; the object must also be defined there, so that a
     module's imports do not lead out of the package.
-
-    Args:
-        kind: what it must be a subclass of. A schedule may also be a function, ours or the user's.
     """
     module, _, name = target.rpartition(".")
     package = module.split(".")[0]
@@ -56,11 +53,7 @@ def construct(kind: type, spec: Mapping[str, Any], *args: Any, **extra: Any) -> 
 
 
 def network(model: Mapping[str, Any], dimensions: Mapping[str, int]) -> Any:
-    """The network of a model config.
-
-    Args:
-        dimensions: of the data: `image_size`, `in_channels` and `num_classes`.
-    """
+    """The network of a model config."""
     options = {key: value for key, value in model.items() if key != "weights"}  # a file to load, not an argument
     return construct(nn.Module, options, **dimensions)
 

@@ -86,11 +86,7 @@ def check_overrides(overrides: list[str]) -> None:
 
 
 def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> None:
-    """Checks Hydra's own part of a composed config before Hydra acts on it.
-
-    Args:
-        allowed: packages that the user trusts.
-    """
+    """Checks Hydra's own part of a composed config before Hydra acts on it."""
     trusted = (*PLUGINS, *(f"{package}." for package in allowed))
     tree = OmegaConf.to_container(settings, resolve=False)
     assert isinstance(tree, dict)

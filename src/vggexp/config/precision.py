@@ -5,11 +5,7 @@ from vggexp.system import hardware
 
 
 def resolved(cfg: Config, before: str | None = None) -> Config:
-    """The config with `auto` replaced: bf16-mixed where the hardware multiplies bfloat16 natively, else 32-true.
-
-    Args:
-        before: what it meant when a run began that is now resumed, or a network was trained that is now used.
-    """
+    """The config with `auto` replaced: bf16-mixed where the hardware multiplies bfloat16 natively, else 32-true."""
     if cfg.trainer.precision != "auto":
         return cfg
     native = hardware.multiplies_bf16(hardware.device(cfg.trainer.accelerator).type)

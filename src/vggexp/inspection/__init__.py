@@ -24,12 +24,7 @@ from vggexp.inspection.board import Board, board_of
 
 
 def callbacks(cfg: Config, folder: Path, logger: Logger | None) -> list[Callback]:
-    """The inspections that `inspect.show` names, in its order.
-
-    Args:
-        folder: of the run.
-        logger: shows the pictures; without one, only those inspections that log scalars are of use.
-    """
+    """The inspections that `inspect.show` names, in its order."""
     board = Board() if logger is None else board_of(logger)
     kinds = [locate(target, Inspection) for target in cfg.inspect.targets()]
     return [kind(board, cfg, folder) for kind in kinds if logger is not None or kind.shows_scalars]

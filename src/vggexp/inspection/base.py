@@ -22,13 +22,7 @@ from vggexp.models.cpu.fused import layer_by_layer
 
 
 class Inspection(L.Callback):
-    """Looks at a run between its epochs, in the first process.
-
-    Args:
-        board: shows what was found.
-        cfg: of the run.
-        folder: of the run.
-    """
+    """Looks at a run between its epochs, in the first process."""
 
     shows_scalars: ClassVar[bool] = False
     """Whether it also logs scalars, so that it is of use without a logger that shows pictures."""

@@ -29,7 +29,7 @@ from vggexp.config.instantiate import construct, datamodule, network
 from vggexp.config.schema import Config
 from vggexp.inspection import dry_run
 from vggexp.models.cpu.fused import layer_by_layer
-from vggexp.system import memory
+from vggexp.system import hardware, memory
 
 SECONDS, STEPS = 5.0, 20
 """Steps are timed until either is reached, three at least."""
@@ -37,15 +37,7 @@ SECONDS, STEPS = 5.0, 20
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer costs.
-
-    Args:
-        name, kind: its place in the network and its class.
-        shape: of its output for one image; () where that is not a tensor.
-        parameters: their number.
-        macs: multiply-accumulates of the forward pass of one image.
-        activation_bytes: what it keeps for the backward pass of a batch, beyond what layers before it keep.
-    """
+    """What one layer costs."""
 
     name: str
     kind: str
@@ -57,13 +49,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs to train.
-
-    Args:
-        layers: in the order of their execution.
-        memory_bytes: the estimated peak of a training step: parameters, gradients, the optimizer's state, activations
-            and temporary tensors.
-    """
+    """What a network costs to train."""
 
     layers: list[Layer]
     memory_bytes: int
@@ -83,12 +69,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """What training steps cost on this machine.
-
-    Args:
-        seconds: of a training step, the median.
-        memory_bytes: the peak of a training step, beyond that of the process without the network.
-    """
+    """What training steps cost on this machine."""
 
     seconds: float
     memory_bytes: int
@@ -190,10 +171,10 @@ def measure(cfg: Config) -> Measured:
 
 def _measure(cfg: Config) -> Measured:
     cfg = precision.resolved(cfg)
-    cuda = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
+    device = hardware.device(cfg.trainer.accelerator).type
 
     def prepare(batch: int) -> Callable[[], None]:
-        return partial(_step, *_parts(cfg, batch, "cuda" if cuda else "cpu"), cfg)
+        return partial(_step, *_parts(cfg, batch, device), cfg)
 
     memory.return_freed()
     prepare(2)()  # loads the kernels, which are no part of the network's memory
@@ -211,8 +192,8 @@ def _measure(cfg: Config) -> Measured:
     while len(seconds) < 3 or (len(seconds) < STEPS and sum(seconds) < SECONDS):
         start = time.perf_counter()
         step()
-        if cuda:
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
     return Measured(statistics.median(seconds), peak)
 

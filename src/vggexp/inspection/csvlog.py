@@ -16,12 +16,7 @@ from vggexp.system import files
 
 
 class CSVLogger(Logger):
-    """Appends rows; when a new column appears, the file is replaced in one step.
-
-    Args:
-        folder: of the run.
-        first_step: rows of this step and later are dropped from an existing file, because a resumed run logs them anew.
-    """
+    """Appends rows; when a new column appears, the file is replaced in one step."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         super().__init__()

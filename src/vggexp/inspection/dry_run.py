@@ -19,11 +19,7 @@ def without_content() -> AbstractContextManager[Any]:
 
 
 def peak(step: Callable[[], None], *held: Any) -> int:
-    """Bytes at the peak of a training step that is not the first.
-
-    Args:
-        held: the network, its optimizer and the tensors that exist before the step.
-    """
+    """Bytes at the peak of a training step that is not the first."""
     tracker = MemTracker()
     tracker.track_external(*held)
     with tracker:

@@ -26,15 +26,7 @@ RESULTS = tuple(dict.fromkeys((*metrics.COMPARED, "images_per_second", *metrics.
 
 
 def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
-    """The logger of a run; None if `metrics.csv` is all.
-
-    Args:
-        folder: of the run.
-        first_step: the first that a resumed run will log; None of a new run.
-
-    Raises:
-        UserError: its package is not installed, or its server cannot be reached.
-    """
+    """The logger of a run; None if `metrics.csv` is all."""
     name = cfg.logger.name
     logger: Logger
     if name == "csv":

@@ -15,12 +15,7 @@ MEASURED = ("measured training bytes", "measured seconds per step", "images per 
 
 
 class Network(NamedTuple):
-    """A network and what it costs.
-
-    Args:
-        name: sets it apart from the others, in file names too.
-        measured: None if it was not measured.
-    """
+    """A network and what it costs."""
 
     name: str
     cfg: Config
@@ -39,11 +34,7 @@ def layer_row(layer: Layer) -> list[Any]:
 
 
 def write(networks: Sequence[Network], folder: Path, measured: bool) -> None:
-    """Writes `NETWORK.csv` with the layers of each, and `networks.csv` and `networks.png` with the totals of all.
-
-    Args:
-        measured: whether there are columns for what was measured.
-    """
+    """Writes `NETWORK.csv` with the layers of each, and `networks.csv` and `networks.png` with the totals of all."""
     rows = []
     for network in networks:
         name, cfg, cost, found = network

@@ -12,11 +12,7 @@ TOP = 15
 
 
 class Profile(L.Callback):
-    """Watches STEPS steps after the first WAIT ones, in the first process.
-
-    Args:
-        folder: gets `trace.json`.
-    """
+    """Watches STEPS steps after the first WAIT ones, in the first process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -14,12 +14,7 @@ from vggexp.system import terminal
 
 
 class Grid(Sweep):
-    """Trains every config of a command line that is not done yet.
-
-    Args:
-        session: of the command line.
-        again: refuses configs that were not asked for before.
-    """
+    """Trains every config of a command line that is not done; `again` refuses those that were not asked for before."""
 
     def __init__(self, session: Session, again: bool) -> None:
         super().__init__(session)

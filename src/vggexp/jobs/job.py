@@ -92,12 +92,7 @@ def resume_run(run: str, args: list[str]) -> int:
 
 
 def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool = False) -> int:
-    """Resumes a run in its folder; returns the exit code.
-
-    Args:
-        past: its `result.json` so far.
-        in_sweep: see `train`.
-    """
+    """Resumes a run, whose `result.json` is `past`, in its folder; returns the exit code."""
     content = manifest.collect(cfg)
     old, new = dict(past.get("versions") or {}), content["versions"]
     if changed := [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]:
@@ -107,12 +102,7 @@ def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool
 
 
 def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = False, in_sweep: bool = False) -> int:
-    """Trains into a folder; what goes wrong is printed and recorded. Returns the exit code.
-
-    Args:
-        content: of `result.json`.
-        again: resumes from what the folder holds.
-        in_sweep: whether the study of a search may prune the run, if the folder says that it is a trial.
+    """Trains into a folder, keeping `content` in `result.json`; what goes wrong is printed. Returns the exit code.
 
     Raises:
         Interrupted: by a signal.

@@ -33,12 +33,7 @@ def context(session: Session) -> HydraContext:
 
 
 def make(session: Session, task: TaskFunction, config: DictConfig) -> Launcher:
-    """The launcher that a config names.
-
-    Args:
-        task: called with the composed config of each job.
-        config: from `Session.sweep_config`.
-    """
+    """The launcher that a config names; it calls `task` with the composed config of each job."""
     options: dict[str, Any] = {"hydra_context": context(session), "task_function": task, "config": config}
     if config.hydra.launcher._target_ == PROCESSES:
         launcher = Processes()  # Hydra looks for launchers in its own namespace alone

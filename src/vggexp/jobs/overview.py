@@ -35,13 +35,7 @@ class Watched(NamedTuple):
 
 
 class Overview:
-    """Reads the jobs' folders, wherever they run; a terminal shows their progress, a file gets a line for each event.
-
-    Args:
-        jobs: by folder; more may be added meanwhile.
-        total: how many there will be.
-        every: seconds between two readings.
-    """
+    """Reads the jobs' folders, wherever they run; a terminal shows progress, a file gets a line for each event."""
 
     def __init__(self, jobs: dict[Path, Watched], total: int = 0, every: float = 1.0) -> None:
         self.jobs, self._total, self.every = jobs, total, every

@@ -11,11 +11,7 @@ from vggexp.runs import metrics
 
 
 class Pruning(L.Callback):
-    """Reports each epoch's val/acc to the study, which may then prune the trial.
-
-    Args:
-        trial: the file that the search wrote into the run's folder.
-    """
+    """Reports each epoch's val/acc to the study, which may then prune the trial."""
 
     def __init__(self, trial: Path) -> None:
         content = json.loads(trial.read_text(encoding="utf-8"))

@@ -44,12 +44,7 @@ class Entry(NamedTuple):
 
 
 def start(session: Session, args: list[str], again: bool) -> int:
-    """Starts many runs, or resumes them; returns the exit code.
-
-    Args:
-        args: the command line.
-        again: whether `sweep=` asks for what was asked for before, and nothing else.
-    """
+    """Starts many runs, or with `again` resumes those of `sweep=`; returns the exit code."""
     settings = session.raw.hydra
     if settings.sweeper._target_ != GRID:
         name = settings.runtime.choices["hydra/sweeper"]
@@ -71,12 +66,7 @@ def start(session: Session, args: list[str], again: bool) -> int:
 
 
 def arguments(name: str, args: list[str]) -> list[str]:
-    """The command line that a sweep was started with, for `sweep=FOLDER` or `sweep=last` to continue it.
-
-    Args:
-        name: the folder, or `last`.
-        args: the other arguments of this command line.
-    """
+    """The command line that a sweep was started with, for `sweep=FOLDER` or `sweep=last` to continue it."""
     others = [arg for arg in args if arg not in ("-m", "--multirun")]
     for other in others:
         if not other.startswith(CHANGEABLE):
@@ -92,11 +82,7 @@ def _key(argument: str) -> str:
 
 
 class Sweep(Sweeper):
-    """Trains many configs in one folder, by Hydra's launchers.
-
-    Args:
-        session: of the command line.
-    """
+    """Trains many configs in one folder, by Hydra's launchers."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -105,11 +91,7 @@ class Sweep(Sweeper):
         self.hydra_context, self.task, self.config = hydra_context, task_function, config
 
     def folder(self, identity: str) -> Path:
-        """The folder of the sweep: where the same one was begun before, the last such folder.
-
-        Args:
-            identity: the same for two starts of one sweep.
-        """
+        """The folder of the sweep: the last in which a sweep of the same `identity` was begun, if there is one."""
         folder = Path(str(self.session.raw.hydra.sweep.dir))
         if compose.run_name() in str(folder):  # the user did not name it
             same = [path.parent for path in folder.parent.glob(f"*/{layout.SWEEP}") if _is(path.parent, identity)]
@@ -166,10 +148,6 @@ def watched(jobs: dict[Path, Watched], folder: Path, total: int = 0) -> Iterator
     """Shows a sweep while it runs, and closes with the table of what is done, however the sweep ends.
 
     A signal stops the jobs first, so that they save.
-
-    Args:
-        jobs: by folder; more may be added meanwhile.
-        total: how many jobs there will be, if more than there are yet.
 
     Raises:
         Interrupted: by a signal.

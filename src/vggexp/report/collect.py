@@ -127,11 +127,7 @@ def number_first(text: str) -> tuple[int, float, str]:
 
 
 def collect(places: Sequence[Path], found: Sequence[Run]) -> Report:
-    """Puts runs side by side.
-
-    Args:
-        places: where the runs were looked for, for the title.
-    """
+    """Puts runs side by side."""
     configs = [run.config for run in found]
     axes = [key for key in runs.varied([config for config in configs if config]) if key != SEED]
     validated = any(run.number(metrics.OBJECTIVE) is not None for run in found)

@@ -26,14 +26,7 @@ def names(found: Sequence[Run]) -> dict[str, Run]:
 
 
 def link(places: Sequence[Path], folder: Path) -> None:
-    """Links each run that is not linked yet under its name in `folder`.
-
-    Args:
-        places: where runs are looked for.
-
-    Raises:
-        UserError: a place is missing, or holds no run.
-    """
+    """Links each run that is not linked yet under its name in `folder`."""
     for name, run in names(runs.find(places)).items():
         target = folder / name
         if not target.is_symlink():

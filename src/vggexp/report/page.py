@@ -34,11 +34,7 @@ def write(report: Report, path: Path) -> None:
 
 
 def content(report: Report, folder: Path) -> dict[str, Any]:
-    """What the page shows, as its script reads it.
-
-    Args:
-        folder: of the page; its links to the runs are relative to it.
-    """
+    """What the page shows, as its script reads it."""
     logged = {name for curve in report.curves for epoch in curve for name in epoch}
 
     def known(names: tuple[str, ...]) -> list[str]:

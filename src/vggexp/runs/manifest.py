@@ -71,11 +71,7 @@ def _git() -> dict[str, Any] | None:
 
 
 def claim(folder: Path, content: Mapping[str, Any], key: str) -> None:
-    """Makes a folder this run's own by creating `result.json` in it; of two processes that try, one succeeds.
-
-    Args:
-        key: the config key that named the folder, for the message.
-    """
+    """Makes a folder, named by a config key, this run's own; of two processes that try, one succeeds."""
     make_folder(folder, key)
     try:
         with open(folder / layout.RESULT, "x", encoding="utf-8") as file:
@@ -105,11 +101,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path, place: str) -> dict[str, Any]:
-    """A run's `result.json`, which may come from a stranger.
-
-    Args:
-        place: KEY=VALUE that named the folder, for the message.
-    """
+    """A run's `result.json`, which may come from a stranger; `place` is the KEY=VALUE that named the folder."""
     try:
         content = json.loads((folder / layout.RESULT).read_text(encoding="utf-8"))
         if not (isinstance(content, dict) and isinstance(content.get("status"), str)):
@@ -121,13 +113,7 @@ def load(folder: Path, place: str) -> dict[str, Any]:
 
 @contextmanager
 def lock(folder: Path, place: str, file: str = layout.RESULT, seconds: float = 10) -> Iterator[None]:
-    """Keeps other processes from working in a folder; the system releases the lock when this process ends.
-
-    Args:
-        place: KEY=VALUE that named the folder, for the message.
-        file: that tells which process works there.
-        seconds: to wait for a process that is just ending.
-    """
+    """Keeps other processes from working in a folder; the system releases the lock when this process ends."""
     try:
         with FileLock(folder / layout.LOCK, timeout=seconds):
             yield

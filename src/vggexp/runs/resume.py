@@ -19,11 +19,7 @@ UNCOMPARED = "allowed_packages"
 
 
 def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
-    """The config that a run continues with, and its `result.json` so far.
-
-    Args:
-        args: KEY=VALUE of the command line. They may repeat what the run has, and give it more epochs.
-    """
+    """The config that a run continues with, and its `result.json` so far."""
     place = f"resume={folder}"
     if flags := [arg for arg in args if arg.startswith("-")]:
         raise UserError(f"{flags[0]}: cannot be combined with resume=; the run's own config is used")

@@ -11,12 +11,7 @@ LAST = "last"
 
 
 def run(name: str, key: str) -> Path:
-    """The folder of a run.
-
-    Args:
-        name: a run's folder, or `last`: the run that was started last, alone or in a sweep.
-        key: the option that holds the name, for the message.
-    """
+    """The folder of the run that the option `key` names: a folder, or `last` for the run that was started last."""
     if _is_last(name):
         return _latest(f"{key}={name}", "run", layout.RESULT, f"*/{layout.RESULT}")
     return _folder(name, key, layout.RESULT, "run folder")

@@ -67,11 +67,7 @@ def cpu_has(capability: str) -> bool:
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether the hardware multiplies bfloat16 natively.
-
-    Args:
-        device: its kind, such as `cpu` or `cuda`.
-    """
+    """Whether the hardware multiplies bfloat16 natively."""
     import torch
 
     if device == "cpu":

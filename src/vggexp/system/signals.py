@@ -35,9 +35,6 @@ class Signals:
     While `armed`, a signal is only noted, and the run checks for it where it can stop; otherwise it raises Interrupted
     at once. Python runs handlers only between two instructions, so a thread watches, too, and ends a program that is
     busy with one long call.
-
-    Args:
-        on_signal: called when the first signal arrives, and again before the process is ended at once.
     """
 
     def __init__(self, on_signal: Callable[[int], None] = lambda signum: None) -> None:

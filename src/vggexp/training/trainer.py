@@ -18,11 +18,14 @@ from vggexp.config.schema import Config
 from vggexp.errors import UserError
 from vggexp.inspection.profile import Profile
 from vggexp.runs import layout
+from vggexp.system import hardware
 
 
 def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     """Lightning's Trainer with the options of the config; refuses what this machine cannot do."""
     quiet()
+    if cfg.trainer.precision == "16-mixed" and hardware.device(cfg.trainer.accelerator).type == "cpu":
+        raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, set trainer.precision=bf16-mixed")
     options = cfg.trainer.model_dump(exclude={"compile", "early_stopping", "enable_progress_bar", "max_steps"})
     if options["profiler"] == "pytorch":
         options["profiler"] = None  # Lightning's would watch each layer, and so slow a CPU's way to run them
@@ -44,8 +47,6 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    if cfg.trainer.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
-        raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, set trainer.precision=bf16-mixed")
     return trainer
 
 
@@ -73,17 +74,13 @@ def quiet() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # the images are in memory
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run writes into its folder
-        ".*Experiment logs directory .* exists.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*GPU available but not used.*",
-        ".*you defined a `validation_step` but have no `val_dataloader`.*",
-        ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has done it
-        ".*Total length of `list` across ranks is zero.*",  # no validation set
-        ".*AMP with fp16 is not supported on CPU.*",  # refused above
-        ".*all_gather is deprecated.*",
-        ".*`srun` command is available on your system but is not used.*",
+        ".*smaller than the logging interval.*",  # the last batch of an epoch is logged anyway
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own call, deprecated by torch
+        ".*GPU available but not used.*",  # as trainer.accelerator=cpu asks for
+        ".*recommended to use `self.log.*sync_dist=True.*",  # the metric has been reduced already
+        ".*Total length of `list` across ranks is zero.*",  # no validation set, on purpose
+        ".*all_gather is deprecated.*",  # Lightning's own call
+        ".*`srun` command is available on your system but is not used.*",  # a job may run without it
         ".*your dataloader is not resumable.*",  # the data module starts it where the run resumes
     ):
         warnings.filterwarnings("ignore", message)

@@ -198,11 +198,7 @@ class _InPieces(torch.autograd.Function):
 def _buffers(
     found: Tensor, pool: nn.MaxPool2d | None, images: int, needs_gradient: bool, one_pass: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Memory for the output of all images and, for the backward pass, for the positions of its maxima.
-
-    Args:
-        found: the convolution's output for one piece.
-    """
+    """Memory for the output of all images and, for the backward pass, for the positions of its maxima."""
     height, width = found.shape[2:]
     if pool is not None:
         (high, wide), (down, right) = pair(pool.kernel_size), pair(pool.stride)
