@@ -17,11 +17,14 @@ from vggexp.config.schema import Config
 from vggexp.errors import UserError
 from vggexp.inspection.profile import Profile
 from vggexp.runs import layout
+from vggexp.system import hardware
 
 
 def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     """Lightning's Trainer with the options of the config; refuses what this machine cannot do."""
-    quiet()
+    if cfg.trainer.precision == "16-mixed" and hardware.device(cfg.trainer.accelerator).type == "cpu":
+        raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, set trainer.precision=bf16-mixed")
+    _quiet()
     options = cfg.trainer.model_dump(exclude={"compile", "early_stopping", "enable_progress_bar", "max_steps"})
     if options["profiler"] == "pytorch":
         options["profiler"] = None  # Lightning's would watch each layer, and so slow a CPU's way to run them
@@ -30,12 +33,16 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
         # else the first step's sums would be taken in another order, and a resumed run would round differently
         options["strategy"] = "ddp_find_unused_parameters_true"
     options["benchmark"] = options["benchmark"] and not options["deterministic"]
+    if not (cfg.data.val_size or cfg.data.test_each_epoch):
+        options["limit_val_batches"] = 0  # there is nothing to validate with
+    # on SLURM, the run itself handles the signal; Lightning would save and queue the job once more
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     try:
-        trainer = L.Trainer(
+        return L.Trainer(
             **options,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[CheckpointFiles({layout.LAST: layout.PREVIOUS}), *_slurm()],
+            plugins=[CheckpointFiles({layout.LAST: layout.PREVIOUS}), *slurm],
             default_root_dir=folder,
             enable_progress_bar=False,  # the run adds one
             enable_model_summary=False,
@@ -43,14 +50,6 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    if cfg.trainer.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
-        raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, set trainer.precision=bf16-mixed")
-    return trainer
-
-
-def _slurm() -> list[SLURMEnvironment]:
-    """On SLURM, keeps Lightning from handling its signal: saving and requeuing twice would be once too often."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def compile_in_place(net: torch.nn.Module, cfg: Config, device: torch.device) -> None:
@@ -66,23 +65,16 @@ def compile_in_place(net: torch.nn.Module, cfg: Config, device: torch.device) ->
     net.compile(mode=mode, dynamic=False)
 
 
-def quiet() -> None:
-    """Silences what Lightning says of choices that are deliberate."""
+def _quiet() -> None:
+    """Silences what Lightning says of deliberate choices and has no option for."""
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # the images are in memory
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run writes into its folder
-        ".*Experiment logs directory .* exists.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*GPU available but not used.*",
-        ".*you defined a `validation_step` but have no `val_dataloader`.*",
-        ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has done it
-        ".*Total length of `list` across ranks is zero.*",  # no validation set
-        ".*AMP with fp16 is not supported on CPU.*",  # refused above
-        ".*all_gather is deprecated.*",
-        ".*`srun` command is available on your system but is not used.*",
-        ".*your dataloader is not resumable.*",  # the data module starts it where the run resumes
+        ".*smaller than the logging interval.*",  # an epoch's values are logged at its end, whatever the interval
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning 2.6 still uses this class of torch
+        ".*GPU available but not used.*",  # trainer.accelerator=cpu
+        ".*`srun` command is available on your system but is not used.*",  # one process needs none
+        ".*your dataloader is not resumable.*",  # the data module, which is, starts it at the right batch
     ):
         warnings.filterwarnings("ignore", message)
