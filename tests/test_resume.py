@@ -134,7 +134,7 @@ def test_a_swapped_checkpoint_is_refused(train: Callable[..., Run], trained: Run
     content = checkpoint.read(other.folder / "checkpoints" / "last.ckpt", "run")
     CheckpointFiles({}).save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
     message = refusal(lambda: run(trained.cfg, tmp_path, resume=True))
-    assert "last.ckpt: is of another run: optimizer.lr=0.002: the run has 0.003" in message
+    assert "last.ckpt: belongs to another run: optimizer.lr=0.002: the run has 0.003" in message
 
 
 def test_metrics_csv_keeps_whole_rows_below_the_step_and_takes_new_columns(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,13 @@ FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2", "safeten
 
 
 def export(network: Network, folder: Path, formats: Sequence[Format], input: str = "raw") -> dict[Format, float]:
-    """Writes the files and reads each back.
+    """Writes the files and reads each back; a file whose logits differ by more than TOLERANCE is not kept.
 
     Args:
         input: `raw`: the files' networks take (N, H, W) uint8 images; `tensor`: (N, C, S, S) float32 in [0, 1].
 
     Returns:
         By format the largest absolute difference between the logits of the file's network and of this one.
-
-    Raises:
-        UserError: a file's logits differ too much; it is not kept.
     """
     net = network.module.predictor.to(memory_format=torch.contiguous_format).eval()
     data = datamodule(network.cfg)
@@ -44,7 +41,7 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
     if input == "raw":
         images, net = raw, _Raw(net, network.dimensions["image_size"]).eval()
 
-    writers: dict[Format, Any] = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
+    writers = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
     differences: dict[Format, float] = {}
     for name in formats:
         path = folder / FILES[name]
@@ -52,11 +49,9 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
             logits = writers[name](network, net, images, temporary)
             differences[name] = float((logits - expected).abs().max())
             if not differences[name] <= TOLERANCE:
-                raise UserError(
-                    f"formats={name}: its logits differ from the network's by {differences[name]:.1e}, more than "
-                    f"{TOLERANCE:.0e}; {path} was not written",
-                    1,
-                )
+                difference = f"{differences[name]:.1e}, more than {TOLERANCE:.0e}"
+                message = f"its logits differ from the network's by {difference}; {path} was not written"
+                raise UserError(f"formats={name}: {message}", 1)
     return differences
 
 

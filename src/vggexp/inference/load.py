@@ -25,8 +25,6 @@ class Network:
 
     Args:
         path: of the checkpoint.
-        cfg: of the run that wrote it.
-        classes: names, by label.
         dimensions: of the data: `image_size`, `in_channels` and `num_classes`.
         module: in evaluation mode, on the CPU.
         result: what the run stored, where the checkpoint is the one that it tested.
@@ -55,9 +53,6 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     Args:
         run: a run folder, a checkpoint file, or `last`.
         overrides: of its config, as a tree; see OVERRIDABLE.
-
-    Raises:
-        UserError: it cannot be found or read, is not a checkpoint of this project, or is damaged.
     """
     path = select.checkpoint(run, "run")
     from vggexp.checkpoints import file  # torch and Lightning: only now, when the file is known to exist
@@ -67,9 +62,8 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     about: list[Any] = [content.get(key) for key in ("config", "classes", "dimensions", "state_dict")]
     stored, classes, dimensions, weights = about
     if [type(part) for part in about[:3]] != [dict, list, dict] or weights is None:
-        raise UserError(
-            f"{place}: is not a checkpoint of a run; to start from bare weights, train with model.weights={path}"
-        )
+        advice = f"to start from bare weights, train with model.weights={path}"
+        raise UserError(f"{place}: is not a checkpoint of a run; {advice}")
     config = {**stored, "allowed_packages": []}
     if isinstance(config.get("trainer"), dict) and config["trainer"].get("precision") == "auto":
         config["trainer"] = {**config["trainer"], "precision": content.get("precision", "auto")}
@@ -80,8 +74,11 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
         raise UserError(f"{place}: {error}") from None
     folder = path.parent.parent
     result = manifest.load(folder, place) if (folder / layout.RESULT).is_file() else None
-    if result is not None:
-        _check_same_network(place, stored["model"], result["config"]["model"])
+    here, there = stored["model"], result["config"]["model"] if result else stored["model"]
+    for key in {**there, **here}:
+        if here.get(key) != there.get(key):
+            others = f"model.{key}={here.get(key)} in the checkpoint, {there.get(key)} in {layout.RESULT}"
+            raise UserError(f"{place}: holds another network than its run: {others}")
 
     import torch
 
@@ -95,18 +92,6 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     except (RuntimeError, TypeError, AttributeError) as error:
         first = [line.strip() for line in str(error).splitlines()[:2]]
         raise UserError(f"{place}: its weights do not fit the network that it names: {' '.join(first)}") from error
-    tested = (
-        result is not None
-        and result["status"] == "completed"
-        and path.resolve() == layout.tested_checkpoint(folder).resolve()
-    )
-    return Network(path, cfg, tuple(classes), dimensions, module.eval(), result if tested else None)
-
-
-def _check_same_network(place: str, checkpoint: dict[str, Any], run: dict[str, Any]) -> None:
-    for key in {**run, **checkpoint}:
-        if checkpoint.get(key) != run.get(key):
-            raise UserError(
-                f"{place}: holds another network than its run: model.{key}={checkpoint.get(key)} "
-                f"in the checkpoint, {run.get(key)} in {layout.RESULT}"
-            )
+    if result and (result["status"] != "completed" or path.resolve() != layout.tested_checkpoint(folder).resolve()):
+        result = None
+    return Network(path, cfg, tuple(classes), dimensions, module.eval(), result)
