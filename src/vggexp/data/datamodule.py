@@ -173,8 +173,7 @@ class FashionMNIST(L.LightningDataModule):
             if self.train_size > len(train):
                 raise UserError(f"data.train_size={self.train_size}: only {len(train)} images are left; use fewer")
             train = train[split(labels[train], self.train_size, self.seed)[1]]
-        test = torch.arange(len(arrays[idx.TEST_LABELS]))
-        self.indices = {"train": train, "val": val, "test": test}
+        self.indices = {"train": train, "val": val, "test": torch.arange(len(arrays[idx.TEST_LABELS]))}
         fit = TensorDataset(arrays[idx.TRAIN_IMAGES].to(self._device), labels.to(self._device))
         held_out = (arrays[idx.TEST_IMAGES].to(self._device), arrays[idx.TEST_LABELS].long().to(self._device))
         self.sets = {"train": fit, "val": fit, "test": TensorDataset(*held_out)}

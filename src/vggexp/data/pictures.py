@@ -49,7 +49,9 @@ def read(paths: Iterable[Path], invert: bool, refuse: Callable[[Path, str], None
     for path in paths:
         try:
             if _is_idx(path):
-                for n, array in enumerate(_read_idx(path)):
+                with open(path, "rb") as file:
+                    arrays = idx.parse(idx.unpacked(file.read(idx.MAX_BYTES)))
+                for n, array in enumerate(arrays):
                     yield f"{path}[{n}]", _prepare(Image.fromarray(array), invert)
             else:
                 if path.stat().st_size == 0:
@@ -85,9 +87,3 @@ def _is_idx(path: Path) -> bool:
     except (OSError, zlib.error):
         return False  # reading it will give the reason
     return start[:4] == b"\0\0\x08\x03"
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """(N, H, W) uint8."""
-    with open(path, "rb") as file:
-        return idx.parse(idx.unpacked(file.read(idx.MAX_BYTES)))

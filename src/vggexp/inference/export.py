@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,11 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
     data.prepare_data()
     data.setup()
     raw = data.sets["test"].tensors[0][:TEST_IMAGES]
-    ready = prepared(raw, network.dimensions["image_size"])
+    size = network.dimensions["image_size"]
+    ready = prepared(raw, size)
     with torch.inference_mode():
         expected = net(ready)
-    images = ready
-    if input == "raw":
-        images, net = raw, _Raw(net, network.dimensions["image_size"]).eval()
+    images, net = (raw, _Raw(net, size).eval()) if input == "raw" else (ready, net)
 
     writers = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
     differences: dict[Format, float] = {}
@@ -63,9 +62,8 @@ class _Raw(nn.Module):
         self.net, self.size = net, size
         prepared(torch.zeros(1, 28, 28, dtype=torch.uint8), size)  # fills its cache before tracing would
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(prepared(images, self.size))
-        return logits
+    def forward(self, images: Tensor) -> Any:
+        return self.net(prepared(images, self.size))
 
 
 def _traced(net: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
@@ -89,15 +87,14 @@ def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tenso
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
+def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     with open(path, "wb") as file:
         torch.export.save(_traced(net, images), file)
     with open(path, "rb") as file, torch.inference_mode():
-        logits: Tensor = torch.export.load(file).module()(images)
-    return logits
+        return torch.export.load(file).module()(images)
 
 
-def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
+def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     from safetensors.torch import load_file, save_file
 
     about = {"model": network.cfg.model.spec(), "dimensions": network.dimensions, "classes": network.classes}
@@ -105,5 +102,4 @@ def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -
     save_file(bare.state_dict(), path, {name: json.dumps(value) for name, value in about.items()})
     bare.load_state_dict(load_file(path))
     with torch.inference_mode():
-        logits: Tensor = net(images)
-    return logits
+        return net(images)

@@ -168,9 +168,8 @@ class Classifier(L.LightningModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         for name, states in self._sums.items():
             if (before := len(states["count"])) != world:
-                raise UserError(
-                    f"trainer.devices: the run had {before} processes, now there are {world}; resume it with as many"
-                )
+                counts = f"the run had {before} processes, now there are {world}"
+                raise UserError(f"trainer.devices: {counts}; resume it with as many")
             score = self._scores_of("train")[name]
             score.update(*(states[key][rank].to(self.device) for key in ("total", "count")))
 
@@ -184,8 +183,7 @@ def from_config(cfg: Config, dimensions: Mapping[str, int], classes: Sequence[st
         metrics={name: metric.spec() for name, metric in cfg.metrics.items()},
         seed=cfg.seed,
         validates="test" if cfg.data.test_each_epoch else "val",
-        label_smoothing=cfg.step.label_smoothing,
-        test_time_flip=cfg.step.test_time_flip,
+        **cfg.step.model_dump(),
         max_steps=cfg.trainer.max_steps,
         compiled=cfg.trainer.compile is not None,
         about={"config": cfg.model_dump(by_alias=True), "classes": list(classes), "dimensions": dict(dimensions)},

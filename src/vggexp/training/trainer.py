@@ -57,11 +57,9 @@ def compile_in_place(net: torch.nn.Module, cfg: Config, device: torch.device) ->
     mode = cfg.trainer.compile
     if mode is None:
         return
-    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
-        raise UserError(
-            f"trainer.compile={mode}: needs a C++ compiler (apt-get install g++); a CPU gains nothing, so leave it out",
-            1,
-        )
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        advice = "needs a C++ compiler (apt-get install g++); a CPU gains nothing, so leave it out"
+        raise UserError(f"trainer.compile={mode}: {advice}", 1)
     net.compile(mode=mode, dynamic=False)
 
 

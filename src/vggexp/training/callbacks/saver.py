@@ -56,27 +56,20 @@ class Saver(Checkpoint):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer, "epoch")
-        self._stop(self._asked(trainer))
+        self._heed_signals(trainer, None)
 
     on_train_end = on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        due = time.monotonic() - self._saved_at >= self.every_n_seconds
-        if asked := self._asked(trainer, also=int(due)):
-            self._save(trainer, "batch")
-            self._stop(asked)
+        if not (trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches):
+            self._heed_signals(trainer, "batch", due=time.monotonic() - self._saved_at >= self.every_n_seconds)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.should_stop:
-            return  # the rest of the validation is all that is left
-        if asked := self._asked(trainer):
-            if not trainer.sanity_checking:
-                self._save(trainer, "validation")
-            self._stop(asked)
+        # in a run that is about to end, the rest of the validation is all that is left
+        if not trainer.should_stop:
+            self._heed_signals(trainer, None if trainer.sanity_checking else "validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = trainer.callback_metrics.get(metrics.OBJECTIVE)
@@ -84,17 +77,17 @@ class Saver(Checkpoint):
             trainer.save_checkpoint(layout.checkpoint(self.run, layout.BEST), weights_only=True)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._stop(self._asked(trainer))
+        self._heed_signals(trainer, None)
 
-    def _asked(self, trainer: L.Trainer, also: int = 0) -> int:
-        """The signal that has come, or `also`, whichever is higher, to any of the processes."""
-        asked = max(self.signals.received, also)
-        if trainer.world_size == 1:
-            return asked
-        return int(trainer.strategy.reduce(torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max"))
-
-    def _stop(self, asked: int) -> None:
-        if asked > 1:
+    def _heed_signals(self, trainer: L.Trainer, point: Point | None, due: bool = False) -> None:
+        """Saves at `point` if saving is due or any process has received a signal, which then ends the run."""
+        asked = max(self.signals.received, int(due))
+        if trainer.world_size > 1:
+            own = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(own, reduce_op="max"))
+        if asked and point is not None:
+            self._save(trainer, point)
+        if asked > 1:  # no signal has the number 1 here
             raise Interrupted(asked)
 
     def _save(self, trainer: L.Trainer, point: Point) -> None:
