@@ -20,15 +20,10 @@ MARK = b"vggexp-sha256:"
 TRAILER = len(MARK) + 64
 LARGEST_PICKLE = 2**26
 LARGEST_TREE = 10**6
-CHUNK = 2**24
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint and its checksum to the disk and verifies it by reading it again.
-
-    Raises:
-        OSError: it could not be written, or the disk returns other bytes than were written.
-    """
+    """Writes a checkpoint and its checksum; an OSError says that the disk refused it or returns other bytes."""
     with open(path, "wb") as file:
         sink = _Sink(file)
         try:
@@ -64,11 +59,7 @@ class _Sink(io.RawIOBase):
 
 
 def damage(path: Path, needs_checksum: bool = True) -> str | None:
-    """What is wrong with a file; None if it is intact.
-
-    Args:
-        needs_checksum: whether it must carry one, as all of ours do.
-    """
+    """What is wrong with a file; None if it is intact."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:
@@ -79,21 +70,14 @@ def damage(path: Path, needs_checksum: bool = True) -> str | None:
             return "is cut short or not a checkpoint of vggexp" if needs_checksum else None
         file.seek(0)
         sha256, left = hashlib.sha256(), size - TRAILER
-        while left and (chunk := file.read(min(CHUNK, left))):
+        while left and (chunk := file.read(min(2**24, left))):
             sha256.update(chunk)
             left -= len(chunk)
     return None if sha256.hexdigest().encode() == trailer[len(MARK) :] else "has been altered: its checksum differs"
 
 
 def read(path: Path, key: str) -> dict[str, Any]:
-    """The content of a checkpoint (.ckpt), a state dict (.pth, .pt) or a safetensors file, on the CPU.
-
-    Args:
-        key: the config key that named the file, for the message.
-
-    Raises:
-        UserError: the file does not exist, is damaged or is none of these.
-    """
+    """The content of a checkpoint, a state dict or a safetensors file, on the CPU; `key` of the config named it."""
     label = f"{key}={path}"
     if "://" in str(path) or str(path).startswith(("http:/", "https:/", "s3:/", "gs:/")):
         raise UserError(f"{label}: is a URL; download the file first and use its path")
@@ -107,8 +91,9 @@ def read(path: Path, key: str) -> dict[str, Any]:
         _refuse_tricks(path, label)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
-            raise UserError(f"{label}: holds a {type(content).__name__} instead of a state dict; use a file of weights")
+            raise UserError(f"{label}: holds a {type(content).__name__} instead of a state dict; use a weights file")
         _refuse_blown_up(content, path.stat().st_size, label)
+        return content
     except pickle.UnpicklingError as error:
         reason = "holds more than weights and plain values" if "Weights only" in str(error) else "is not a weights file"
         raise UserError(f"{label}: {reason}; use a file that torch.load(weights_only=True) can read") from error
@@ -116,7 +101,6 @@ def read(path: Path, key: str) -> dict[str, Any]:
         raise UserError(f"{label}: {error.strerror or 'is damaged'}; use an intact file") from error
     except _FAULTS as error:
         raise UserError(f"{label}: is damaged or not a weights file; use an intact one") from error
-    return content
 
 
 _FAULTS = (
@@ -128,8 +112,8 @@ _FAULTS = (
 
 def _refuse_tricks(path: Path, label: str) -> None:
     """Refuses a zip archive that claims more than it holds, before anything is unpacked."""
-    if not zipfile.is_zipfile(path):
-        return  # torch's older format, whose storages cannot be larger than the file
+    if not zipfile.is_zipfile(path):  # torch's older format, whose storages cannot be larger than the file
+        return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
@@ -171,12 +155,8 @@ def _read_safetensors(path: Path, label: str) -> dict[str, Any]:
 
 
 def state_dict(content: dict[str, Any], label: str) -> dict[str, torch.Tensor]:
-    """A network's weights by name: from one of our checkpoints, or the content itself.
-
-    Raises:
-        UserError: something in it is not a tensor.
-    """
+    """A network's weights by name: from one of our checkpoints, or the content itself."""
     found = content.get("state_dict", content)
     if not isinstance(found, dict) or not found or not all(isinstance(x, torch.Tensor) for x in found.values()):
-        raise UserError(f"{label}: holds no state dict; use a file of weights")
+        raise UserError(f"{label}: holds no state dict; use a weights file")
     return {str(name).removeprefix("net."): tensor for name, tensor in found.items()}

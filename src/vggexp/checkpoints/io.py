@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins import CheckpointIO
 
 from vggexp.checkpoints import file as checkpoint
@@ -17,22 +16,20 @@ from vggexp.system.terminal import say
 class CheckpointFiles(CheckpointIO):
     """Writes and reads the checkpoints of Lightning's Trainer.
 
-    A new file is written beside the old one and read again; only then does it take the old one's name.
-
-    Args:
-        rotate: the name that an old file gets when a new one takes its name.
+    A new file is written beside the old one and read again; only then does it take the old one's name, and the old
+    one the name that `rotate` gives for it.
     """
 
     def __init__(self, rotate: Mapping[str, str]) -> None:
         self.rotate = rotate
 
     def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """
-        Raises:
-            UserError: a weight is not finite, or the file could not be written; the files before it are kept.
-        """
+        """Refuses weights that are not finite; whatever goes wrong, the files before it are kept."""
         path = Path(path)
-        _refuse_non_finite(content["state_dict"])
+        for name, weight in content["state_dict"].items():
+            if weight.is_floating_point() and not bool(weight.isfinite().all()):
+                message = "holds values that are not finite, so it is not saved; try a smaller optimizer.lr"
+                raise UserError(f"{name}: {message}", NON_FINITE)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             for abandoned in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
@@ -42,11 +39,8 @@ class CheckpointFiles(CheckpointIO):
                 if path.name in self.rotate and path.exists():
                     os.replace(path, path.with_name(self.rotate[path.name]))
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written: {error.strerror or error}; the checkpoints saved before are intact: make "
-                f"room, then resume={path.parent.parent}",
-                1,
-            ) from error
+            advice = f"the checkpoints saved before are intact: make room, then resume={path.parent.parent}"
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}; {advice}", 1) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a file onto the CPU; nothing that it holds is ever run, whatever `weights_only` says."""
@@ -57,16 +51,9 @@ class CheckpointFiles(CheckpointIO):
 
 
 def newest(paths: Sequence[Path], run: Path) -> Path | None:
-    """The first intact file of `paths`, from which a run resumes; None if none of them exists.
+    """The first intact file of `paths`, the newest first, from which `run` resumes; None if none of them exists.
 
-    A damaged one is named and set aside.
-
-    Args:
-        paths: the newest first.
-        run: the run's folder, for the message.
-
-    Raises:
-        UserError: there are some, and all are damaged.
+    A damaged one is named and set aside; if all are damaged, the run cannot be resumed.
     """
     paths = [path for path in paths if path.exists()]
     damaged: list[Path] = []
@@ -82,11 +69,3 @@ def newest(paths: Sequence[Path], run: Path) -> Path | None:
         names = " and ".join(path.name for path in damaged)
         raise UserError(f"resume={run}: {names} cannot be read; train again in a new folder", 1)
     return None
-
-
-def _refuse_non_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    for name, weight in weights.items():
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
-            raise UserError(
-                f"{name}: holds values that are not finite, so it is not saved; try a smaller optimizer.lr", NON_FINITE
-            )

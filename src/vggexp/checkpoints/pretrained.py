@@ -13,19 +13,15 @@ def load(net: nn.Module, file: str) -> str:
     """Loads one of our checkpoints, or a state dict under our names or torchvision's, into a network.
 
     A first convolution over several channels is summed to one, which gives the same output for a gray image. The
-    classifier keeps its initial weights from its first linear layer of another size on.
-
-    Returns:
-        A line that says what was loaded, adapted and left out.
-
-    Raises:
-        UserError: the file cannot be read or belongs to another network.
+    classifier keeps its initial weights from its first linear layer of another size on. The line that is returned says
+    what was loaded, adapted and left out.
     """
     label = f"model.weights={file}"
     theirs = checkpoint.state_dict(checkpoint.read(Path(file).expanduser(), "model.weights"), label)
-    theirs = _under_our_names(net, theirs)
-    own = net.state_dict()
-    notes = []
+    ours = {name: key for key, name in net.torchvision_names().items()} if isinstance(net, VGG) else {}
+    if len(ours.keys() & theirs.keys()) > len(set(ours.values()) & theirs.keys()):
+        theirs = {ours.get(name, name): tensor for name, tensor in theirs.items()}
+    own, notes = net.state_dict(), []
 
     first = next((f"{name}.weight" for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)), "")
     kernel = theirs.get(first)
@@ -49,14 +45,6 @@ def load(net: nn.Module, file: str) -> str:
     taken = {key: tensor for key, tensor in theirs.items() if key.rpartition(".")[0] not in fresh}
     net.load_state_dict(taken, strict=False)
     return "; ".join([f"weights from {file}: loaded {len(taken)} of {len(own)} entries", *notes])
-
-
-def _under_our_names(net: nn.Module, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    names: dict[str, str] = net.torchvision_names() if isinstance(net, VGG) else {}
-    ours = {name: key for key, name in names.items()}
-    if len(ours.keys() & theirs.keys()) <= len(ours.values() & theirs.keys()):
-        return theirs
-    return {ours.get(name, name): tensor for name, tensor in theirs.items()}
 
 
 def _size(tensor: Tensor) -> str:

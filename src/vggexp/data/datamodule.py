@@ -4,6 +4,7 @@ N images of a batch, H = W = 28 pixels as stored, S = `resize` pixels as the net
 """
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -22,6 +23,7 @@ from vggexp.system.signals import signals_blocked
 Stage = Literal["train", "val", "test"]
 
 
+@dataclass(eq=False)
 class Batches(Sampler[Tensor]):
     """Yields the indices of each batch, (N,) int64.
 
@@ -34,22 +36,18 @@ class Batches(Sampler[Tensor]):
         epoch, done: where a resumed run begins: the epoch, and how many of its batches are done.
     """
 
-    def __init__(
-        self,
-        indices: Tensor,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | str = "cpu",
-        epoch: int = 0,
-        done: int = 0,
-    ) -> None:
-        self.indices, self.batch_size, self.seed = indices, batch_size, seed
-        self.rank, self.world_size, self.device = rank, world_size, device
-        self.epoch, self.start = epoch, done
-        self.done = done
+    indices: Tensor
+    batch_size: int
+    _: KW_ONLY
+    seed: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+    epoch: int = 0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.start = self.done
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch, also before one that is resumed."""
@@ -78,11 +76,7 @@ class Loader(DataLoader[tuple[Tensor, ...]]):
 
 
 def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Chooses `size` of the images by the seed, the same share of each class.
-
-    Returns:
-        The sorted indices of the others and of the chosen ones.
-    """
+    """Chooses `size` images, the same share of each class; returns the sorted indices of the others and of these."""
     generator = np.random.default_rng([seed, 0])
     by_class = [np.flatnonzero(labels.numpy() == label) for label in np.unique(labels.numpy())]
     exact = np.array([len(members) * size / len(labels) for members in by_class])
@@ -90,8 +84,7 @@ def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     counts[np.argsort(counts - exact, kind="stable")[: size - counts.sum()]] += 1
     pairs = zip(by_class, counts, strict=True)
     taken = np.sort(np.concatenate([generator.permutation(members)[:count] for members, count in pairs]))
-    others = np.setdiff1d(np.arange(len(labels)), taken)
-    return torch.from_numpy(others), torch.from_numpy(taken)
+    return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), taken)), torch.from_numpy(taken)
 
 
 class FashionMNIST(L.LightningDataModule):
@@ -134,8 +127,7 @@ class FashionMNIST(L.LightningDataModule):
             raise UserError(f"data.test_each_epoch=true: excludes data.val_size={val_size}; set data.val_size=0")
         self.root, self.cache_dir = root, cache_dir
         self.resize, self.batch_size, self.num_workers, self.seed = resize, batch_size, num_workers, seed
-        self.val_size, self.train_size = val_size, train_size
-        self.test_each_epoch = test_each_epoch
+        self.val_size, self.train_size, self.test_each_epoch = val_size, train_size, test_each_epoch
         self.augmentation: dict[str, Any] = {"flip": flip, "shift": shift, "cutout": cutout}
         self.sets: dict[str, TensorDataset] = {}
         self._start = (0, 0)
@@ -179,12 +171,9 @@ class FashionMNIST(L.LightningDataModule):
         train, val = split(labels, self.val_size, self.seed)
         if self.train_size is not None:
             if self.train_size > len(train):
-                raise UserError(
-                    f"data.train_size={self.train_size}: only {len(train)} images are left to train on; use fewer"
-                )
+                raise UserError(f"data.train_size={self.train_size}: only {len(train)} images are left; use fewer")
             train = train[split(labels[train], self.train_size, self.seed)[1]]
-        test = torch.arange(len(arrays[idx.TEST_LABELS]))
-        self.indices = {"train": train, "val": val, "test": test}
+        self.indices = {"train": train, "val": val, "test": torch.arange(len(arrays[idx.TEST_LABELS]))}
         fit = TensorDataset(arrays[idx.TRAIN_IMAGES].to(self._device), labels.to(self._device))
         held_out = (arrays[idx.TEST_IMAGES].to(self._device), arrays[idx.TEST_LABELS].long().to(self._device))
         self.sets = {"train": fit, "val": fit, "test": TensorDataset(*held_out)}

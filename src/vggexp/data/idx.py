@@ -94,9 +94,6 @@ def obtain(
         root: a folder to search right after the cache; its files may be .gz and lie in torchvision's sub-folders.
         cache_dir: the folder of all caches, see `vggexp.system.paths.cache`.
         online: whether to download.
-
-    Raises:
-        UserError: a file is in no source, or the cache cannot be written.
     """
     if root is not None and not Path(root).is_dir():
         raise UserError(f"data.root={root}: no such folder; name one that holds {TRAIN_IMAGES}(.gz) and the others")
@@ -106,11 +103,11 @@ def obtain(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"), tempfile.TemporaryDirectory() as scratch:
-            return {name: _fill(spec, name, root, folder, Path(scratch), online, progress) for name in spec.sha256}
+            search = _Search(spec, root, folder, Path(scratch), online, progress)
+            return {name: search.fill(name) for name in spec.sha256}
     except OSError as error:
-        raise UserError(
-            f"data.cache_dir={folder}: {error.strerror or error}; name a folder that can be written", 1
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"data.cache_dir={folder}: {reason}; name a folder that can be written", 1) from error
 
 
 def parse(content: bytes) -> np.ndarray:
@@ -129,77 +126,91 @@ def parse(content: bytes) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
-def _fill(
-    spec: IDXSet, name: str, root: str | None, folder: Path, scratch: Path, online: bool, progress: Progress
-) -> bytes:
-    """Copies one file into the cache from the first source that has the right one."""
-    for source in _sources(spec, name, root, folder, scratch, online, progress):
-        try:
-            content = source()
-        except FileNotFoundError:
-            continue
-        except Refused as refusal:
-            log.warning("refused %s", refusal)
-            continue
-        if not (folder / name).exists() or (folder / name).read_bytes() != content:
-            with replacing(folder / name) as temporary:
-                temporary.write_bytes(content)
-        progress(name, len(content))
-        return content
-    searched = ", ".join(filter(None, [root, spec.system_dir, *(spec.mirrors if online else ())]))
-    package = f" or install Debian's {spec.debian_package}" if spec.debian_package else ""
-    raise UserError(
-        f"{name}: not found, or with a wrong sha256, in {folder}, {searched}; "
-        f"copy the four files of {spec.name} into a folder and set data.root=FOLDER,{package}",
-        1,
-    )
+def unpacked(raw: bytes) -> bytes:
+    """The content of a file that may be gzipped, at most MAX_BYTES of it.
+
+    Raises:
+        ValueError: the gzip data are broken or incomplete.
+    """
+    if raw[:2] != b"\x1f\x8b":
+        return raw
+    engine = zlib.decompressobj(wbits=31)
+    try:
+        content = engine.decompress(raw, MAX_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"broken gzip: {error}") from error
+    if not engine.eof:
+        raise ValueError("truncated gzip")
+    return content
 
 
-def _sources(
-    spec: IDXSet, name: str, root: str | None, folder: Path, scratch: Path, online: bool, progress: Progress
-) -> Iterator[Callable[[], bytes]]:
-    sha256 = spec.sha256[name]
-    read = functools.partial(_read, name=name, sha256=sha256)
-    yield lambda: read(folder)
-    if root is not None:
-        for place in (Path(root), Path(root) / "FashionMNIST" / "raw", Path(root) / spec.name):
-            yield functools.partial(read, place)
-    if spec.system_dir:
-        yield lambda: read(Path(spec.system_dir))
-    if online:
-        for mirror in spec.mirrors:
-            yield functools.partial(_download, f"{mirror}/{name}.gz", sha256, scratch, progress)
-        if spec.debian_package and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-            yield lambda: read(_unpack(spec, scratch))
+@dataclass
+class _Search:
+    """The arguments of `obtain`, the set's folder in the cache, and a temporary folder."""
+
+    spec: IDXSet
+    root: str | None
+    folder: Path
+    scratch: Path
+    online: bool
+    progress: Progress
+
+    def fill(self, name: str) -> bytes:
+        """Copies one file into the cache from the first source that has the right one."""
+        spec, path = self.spec, self.folder / name
+        for source in self._sources(name, spec.sha256[name]):
+            try:
+                content = source()
+            except FileNotFoundError:
+                continue
+            except Refused as refusal:
+                log.warning("refused %s", refusal)
+                continue
+            if not path.exists() or path.read_bytes() != content:
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
+            self.progress(name, len(content))
+            return content
+        searched = ", ".join(filter(None, [self.root, spec.system_dir, *(spec.mirrors if self.online else ())]))
+        package = f" or install Debian's {spec.debian_package}" if spec.debian_package else ""
+        raise UserError(
+            f"{name}: not found, or with a wrong sha256, in {self.folder}, {searched}; "
+            f"copy the four files of {spec.name} into a folder and set data.root=FOLDER,{package}",
+            1,
+        )
+
+    def _sources(self, name: str, sha256: str) -> Iterator[Callable[[], bytes]]:
+        spec, folders = self.spec, [self.folder]
+        if self.root is not None:
+            root = Path(self.root)
+            folders += [root, root / "FashionMNIST" / "raw", root / spec.name]
+        if spec.system_dir:
+            folders.append(Path(spec.system_dir))
+        for folder in folders:
+            yield functools.partial(_read, folder, name, sha256)
+        if self.online:
+            for mirror in spec.mirrors:
+                yield functools.partial(_download, f"{mirror}/{name}.gz", sha256, self.scratch, self.progress)
+            if spec.debian_package and shutil.which("apt-get") and shutil.which("dpkg-deb"):
+                yield lambda: _read(_unpack(spec, self.scratch), name, sha256)
 
 
 def _read(folder: Path, name: str, sha256: str) -> bytes:
-    """A plain or .gz file of a folder, verified.
-
-    Raises:
-        FileNotFoundError: the folder has neither.
-        Refused: its content is wrong.
-    """
+    """A plain or .gz file of a folder, verified."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             try:
-                raw = path.read_bytes()
+                return _verify(path.read_bytes(), str(path), sha256)
             except OSError as error:
                 raise Refused(f"{path}: {error.strerror}") from error
-            return _verify(raw, str(path), sha256)
     raise FileNotFoundError(folder / name)
 
 
 def _verify(raw: bytes, source: str, sha256: str) -> bytes:
-    content = raw
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            engine = zlib.decompressobj(wbits=31)
-            content = engine.decompress(raw, MAX_BYTES)
-        except zlib.error as error:
-            raise Refused(f"{source}: broken gzip: {error}") from error
-        if not engine.eof:
-            raise Refused(f"{source}: truncated gzip")
+    try:
+        content = unpacked(raw)
+    except ValueError as error:
+        raise Refused(f"{source}: {error}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise Refused(f"{source}: its sha256 is not {sha256[:12]}… ({len(content)} bytes)")
     return content
@@ -235,16 +246,16 @@ def _unpack(spec: IDXSet, scratch: Path) -> Path:
         return files
     tree.mkdir()
     log.warning("downloading Debian's package %s", spec.debian_package)
-    state = scratch / "apt"
-    (state / "lists" / "partial").mkdir(parents=True)
-    (state / "cache" / "archives" / "partial").mkdir(parents=True)
+    lists, cache = scratch / "apt" / "lists", scratch / "apt" / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
     quiet = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::http::Timeout=20"]
-    lists = ["-o", f"Dir::State::lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}"]
+    own = [*quiet, "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
     download = ["download", spec.debian_package]
     try:
-        if not _succeeds([*quiet, *download], scratch):
-            _run([*quiet, *lists, "update"], scratch)
-            _run([*quiet, *lists, *download], scratch)
+        if _run([*quiet, *download], scratch, check=False) != 0:
+            _run([*own, "update"], scratch)
+            _run([*own, *download], scratch)
         (archive,) = scratch.glob("*.deb")
         _run(["dpkg-deb", "-x", str(archive), str(tree)], scratch)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -253,9 +264,5 @@ def _unpack(spec: IDXSet, scratch: Path) -> Path:
     return files
 
 
-def _run(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
-
-
-def _succeeds(command: list[str], folder: Path) -> bool:
-    return subprocess.run(command, cwd=folder, capture_output=True, timeout=300).returncode == 0
+def _run(command: list[str], folder: Path, check: bool = True) -> int:
+    return subprocess.run(command, cwd=folder, check=check, capture_output=True, text=True, timeout=300).returncode

@@ -6,7 +6,6 @@ background.
 """
 
 import glob
-import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,11 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def files(inputs: str) -> list[Path]:
-    """The files that `input=` names: paths and patterns between commas; a folder stands for its pictures and IDX files.
-
-    Raises:
-        UserError: there are none.
-    """
+    """What `input=` names: paths and patterns between commas; a folder stands for its pictures and IDX files."""
     found: list[Path] = []
     for text in [inputs] if Path(inputs).exists() else inputs.split(","):
         path = Path(text).expanduser()
@@ -37,11 +32,10 @@ def files(inputs: str) -> list[Path]:
             found += inside
         elif path.exists():
             found.append(path)
+        elif matches := sorted(glob.glob(str(path))):  # noqa: PTH207 (patterns may be absolute)
+            found += map(Path, matches)
         else:
-            matches = sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207 (patterns may be absolute)
-            if not matches:
-                raise UserError(f"input={text}: no such file or folder; check the path")
-            found += matches
+            raise UserError(f"input={text}: no such file or folder; check the path")
     return found
 
 
@@ -55,7 +49,9 @@ def read(paths: Iterable[Path], invert: bool, refuse: Callable[[Path, str], None
     for path in paths:
         try:
             if _is_idx(path):
-                for n, array in enumerate(_read_idx(path)):
+                with open(path, "rb") as file:
+                    arrays = idx.parse(idx.unpacked(file.read(idx.MAX_BYTES)))
+                for n, array in enumerate(arrays):
                     yield f"{path}[{n}]", _prepare(Image.fromarray(array), invert)
             else:
                 if path.stat().st_size == 0:
@@ -64,7 +60,7 @@ def read(paths: Iterable[Path], invert: bool, refuse: Callable[[Path, str], None
                     yield str(path), _prepare(picture, invert)
         except UnidentifiedImageError:
             refuse(path, "is not a PNG, JPEG or IDX file")
-        except (OSError, ValueError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             refuse(path, str(error) or type(error).__name__)
 
 
@@ -72,12 +68,9 @@ def _prepare(picture: Image.Image, invert: bool) -> np.ndarray:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits a pixel
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    background = 255 if invert else 0
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(
-            Image.new("RGBA", picture.size, (background, background, background, 255)), picture
-        )
+        background = Image.new("RGBA", picture.size, "white" if invert else "black")
+        picture = Image.alpha_composite(background, picture.convert("RGBA"))
     gray = picture.convert("L")
     if invert:
         gray = ImageOps.invert(gray)
@@ -88,19 +81,9 @@ def _is_idx(path: Path) -> bool:
     """Whether the content begins as an IDX file of images does; such files have no fixed name."""
     try:
         with open(path, "rb") as file:
-            start = file.read(4)
+            start = file.read(2**12)
         if start[:2] == b"\x1f\x8b":
-            with gzip.open(path) as packed:
-                start = packed.read(4)
-    except (OSError, EOFError, zlib.error):
+            start = zlib.decompressobj(wbits=31).decompress(start, 4)
+    except (OSError, zlib.error):
         return False  # reading it will give the reason
-    return start == b"\0\0\x08\x03"
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """(N, H, W) uint8."""
-    with open(path, "rb") as file:
-        content = file.read(idx.MAX_BYTES)
-    if content[:2] == b"\x1f\x8b":
-        content = zlib.decompressobj(wbits=31).decompress(content, idx.MAX_BYTES)
-    return idx.parse(content)
+    return start[:4] == b"\0\0\x08\x03"

@@ -14,11 +14,7 @@ _BITS = 22  # as PIL's Resample.c: 32 bits less 8 of the pixel less 2 of headroo
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """(N, H, W) uint8 → (N, size, size) uint8.
-
-    Raises:
-        ValueError: `size` is smaller than the images.
-    """
+    """(N, H, W) uint8 → (N, size, size) uint8; a ValueError says that `size` is smaller than the images."""
     height, width = images.shape[-2:]
     if size < max(height, width):
         raise ValueError(f"size={size}: images of {height}×{width} can only be enlarged")
@@ -52,9 +48,7 @@ def _taps(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor
         first = max(0, int(center - 1.0 + 0.5))
         last = min(before, int(center + 1.0 + 0.5))
         weights = [max(0.0, 1.0 - abs(i - center + 0.5)) for i in range(first, last)]
-        total = sum(weights)
-        fixed = [math.floor(0.5 + weight / total * (1 << _BITS)) for weight in weights]
-        second = min(first + 1, before - 1)
-        rows.append((first, second, fixed[0], fixed[1] if len(fixed) > 1 else 0))
+        fixed = [math.floor(0.5 + weight / sum(weights) * (1 << _BITS)) for weight in weights]
+        rows.append((first, min(first + 1, before - 1), fixed[0], fixed[1] if len(fixed) > 1 else 0))
     low, high, weight_low, weight_high = (column.contiguous() for column in torch.tensor(rows, device=device).unbind(1))
     return low, high, weight_low.int(), weight_high.int()

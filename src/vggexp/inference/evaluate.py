@@ -17,15 +17,11 @@ from vggexp.inspection import figures
 from vggexp.system import files
 from vggexp.training.trainer import make_trainer
 
-MISTAKES = 32
-"""The number of mistakes in the picture."""
-
 
 def evaluate(network: Network, folder: Path) -> dict[str, Any]:
     """Scores a network on the test set, on one device, in the batches and the precision of its training.
 
-    Args:
-        folder: for evaluation.json, per_class.csv, confusion.csv, confusion.png and mistakes.png.
+    Writes evaluation.json, per_class.csv, confusion.csv, confusion.png and mistakes.png into the folder.
 
     Returns:
         `test/acc` and `test/loss`; `calibration_error`: the expected difference between the probability of the
@@ -33,12 +29,10 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
         `recall`, `f1` and `images`.
     """
     data = datamodule(network.cfg)
-    for name, given, learned in (
-        ("classes", list(data.classes), list(network.classes)),
-        ("dimensions", data.dimensions, network.dimensions),
-    ):
-        if given != learned:
-            raise UserError(f"data: its {name} are {given}, the network was trained on {learned}")
+    now = {"classes": list(data.classes), "dimensions": data.dimensions}
+    for name, learned in {"classes": list(network.classes), "dimensions": network.dimensions}.items():
+        if now[name] != learned:
+            raise UserError(f"data: its {name} are {now[name]}, the network was trained on {learned}")
     logits, labels, scores = _test(network, data, folder)
     probabilities, count = logits.softmax(dim=1), logits.shape[1]
     predicted = probabilities.max(dim=1).indices
@@ -63,7 +57,7 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
     files.write_csv(folder / "confusion.csv", ["true \\ predicted", *network.classes], rows)
     figures.confusion(confusion, network.classes, folder / "confusion.png")
 
-    worst, captions, title = figures.mistakes(probabilities, labels, network.classes, MISTAKES)
+    worst, captions, title = figures.mistakes(probabilities, labels, network.classes, 32)
     images = data.sets["test"].tensors[0].cpu()[data.indices["test"][worst]]
     figures.gallery(images, captions, title, folder / "mistakes.png")
     return scores
@@ -73,12 +67,10 @@ class _Collect(L.Callback):
     """Keeps the logits, (N, K) float32, and the labels, (N,), of all batches."""
 
     def __init__(self) -> None:
-        self.logits: list[Tensor] = []
-        self.labels: list[Tensor] = []
+        self.batches: list[tuple[Tensor, Tensor]] = []
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self.logits.append(outputs["logits"].float().cpu())
-        self.labels.append(batch[1].cpu())
+        self.batches.append((outputs["logits"].float().cpu(), batch[1].cpu()))
 
 
 def _test(network: Network, data: Any, folder: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -89,4 +81,5 @@ def _test(network: Network, data: Any, folder: Path) -> tuple[Tensor, Tensor, di
     trainer = make_trainer(precision.resolved(cfg), folder, [collect], [])
     trainer.test(network.module, data, verbose=False)
     scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return torch.cat(collect.logits), torch.cat(collect.labels), scores
+    logits, labels = map(torch.cat, zip(*collect.batches, strict=True))
+    return logits, labels, scores

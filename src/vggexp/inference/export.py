@@ -21,30 +21,26 @@ FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2", "safeten
 
 
 def export(network: Network, folder: Path, formats: Sequence[Format], input: str = "raw") -> dict[Format, float]:
-    """Writes the files and reads each back.
+    """Writes the files and reads each back; a file whose logits differ by more than TOLERANCE is not kept.
 
     Args:
         input: `raw`: the files' networks take (N, H, W) uint8 images; `tensor`: (N, C, S, S) float32 in [0, 1].
 
     Returns:
         By format the largest absolute difference between the logits of the file's network and of this one.
-
-    Raises:
-        UserError: a file's logits differ too much; it is not kept.
     """
     net = network.module.predictor.to(memory_format=torch.contiguous_format).eval()
     data = datamodule(network.cfg)
     data.prepare_data()
     data.setup()
     raw = data.sets["test"].tensors[0][:TEST_IMAGES]
-    ready = prepared(raw, network.dimensions["image_size"])
+    size = network.dimensions["image_size"]
+    ready = prepared(raw, size)
     with torch.inference_mode():
         expected = net(ready)
-    images = ready
-    if input == "raw":
-        images, net = raw, _Raw(net, network.dimensions["image_size"]).eval()
+    images, net = (raw, _Raw(net, size).eval()) if input == "raw" else (ready, net)
 
-    writers: dict[Format, Any] = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
+    writers = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
     differences: dict[Format, float] = {}
     for name in formats:
         path = folder / FILES[name]
@@ -52,11 +48,9 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
             logits = writers[name](network, net, images, temporary)
             differences[name] = float((logits - expected).abs().max())
             if not differences[name] <= TOLERANCE:
-                raise UserError(
-                    f"formats={name}: its logits differ from the network's by {differences[name]:.1e}, more than "
-                    f"{TOLERANCE:.0e}; {path} was not written",
-                    1,
-                )
+                difference = f"{differences[name]:.1e}, more than {TOLERANCE:.0e}"
+                message = f"its logits differ from the network's by {difference}; {path} was not written"
+                raise UserError(f"formats={name}: {message}", 1)
     return differences
 
 
@@ -68,9 +62,8 @@ class _Raw(nn.Module):
         self.net, self.size = net, size
         prepared(torch.zeros(1, 28, 28, dtype=torch.uint8), size)  # fills its cache before tracing would
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(prepared(images, self.size))
-        return logits
+    def forward(self, images: Tensor) -> Any:
+        return self.net(prepared(images, self.size))
 
 
 def _traced(net: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
@@ -94,15 +87,14 @@ def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tenso
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
+def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     with open(path, "wb") as file:
         torch.export.save(_traced(net, images), file)
     with open(path, "rb") as file, torch.inference_mode():
-        logits: Tensor = torch.export.load(file).module()(images)
-    return logits
+        return torch.export.load(file).module()(images)
 
 
-def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
+def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     from safetensors.torch import load_file, save_file
 
     about = {"model": network.cfg.model.spec(), "dimensions": network.dimensions, "classes": network.classes}
@@ -110,5 +102,4 @@ def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -
     save_file(bare.state_dict(), path, {name: json.dumps(value) for name, value in about.items()})
     bare.load_state_dict(load_file(path))
     with torch.inference_mode():
-        logits: Tensor = net(images)
-    return logits
+        return net(images)

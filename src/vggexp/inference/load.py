@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from vggexp.config import compose
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
-from vggexp.runs import layout, manifest, select
+from vggexp.runs import layout, read, select
 
 if TYPE_CHECKING:
     from vggexp.training.classifier import Classifier
@@ -27,8 +27,6 @@ class Network:
 
     Args:
         path: of the checkpoint.
-        cfg: of the run that wrote it.
-        classes: names, by label.
         dimensions: of the data: `image_size`, `in_channels` and `num_classes`.
         module: in evaluation mode, on the CPU.
         result: what the run stored, where the checkpoint is the one that it tested.
@@ -57,9 +55,6 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     Args:
         run: a run folder, a checkpoint file, or `last`.
         overrides: of its config, as a tree; see OVERRIDABLE.
-
-    Raises:
-        UserError: it cannot be found or read, is not a checkpoint of this project, or is damaged.
     """
     path = select.checkpoint(run, "run")
     from vggexp.checkpoints import file  # torch and Lightning: only now, when the file is known to exist
@@ -69,9 +64,8 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     about: list[Any] = [content.get(key) for key in ("config", "classes", "dimensions", "state_dict")]
     stored, classes, dimensions, weights = about
     if not (_is_plain(stored, classes, dimensions) and isinstance(weights, dict)):
-        raise UserError(
-            f"{place}: is not a checkpoint of a run; to start from bare weights, train with model.weights={path}"
-        )
+        advice = f"to start from bare weights, train with model.weights={path}"
+        raise UserError(f"{place}: is not a checkpoint of a run; {advice}")
     config = {**stored, "allowed_packages": []}
     if isinstance(config.get("trainer"), dict) and config["trainer"].get("precision") == "auto":
         config["trainer"] = {**config["trainer"], "precision": content.get("precision", "auto")}
@@ -81,9 +75,14 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     folder = path.parent.parent
-    result = manifest.load(folder, place) if (folder / layout.RESULT).is_file() else None
-    if result is not None:
-        _check_same_network(place, stored["model"], result["config"]["model"])
+    if (found := read.read(folder)).status == "unreadable":
+        raise UserError(f"{place}: {found.reason}")
+    here = flatten({"model": stored["model"]})
+    there = {key: value for key, value in found.config.items() if key.startswith("model.")} or here
+    for key in {**there, **here}:
+        if here.get(key) != there.get(key):
+            others = f"{key}={here.get(key)} in the checkpoint, {there.get(key)} in {layout.RESULT}"
+            raise UserError(f"{place}: holds another network than its run: {others}")
 
     import torch
 
@@ -97,12 +96,8 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     except (RuntimeError, TypeError, AttributeError) as error:
         first = [line.strip() for line in str(error).splitlines()[:2]]
         raise UserError(f"{place}: its weights do not fit the network that it names: {' '.join(first)}") from error
-    tested = (
-        result is not None
-        and result["status"] == "completed"
-        and path.resolve() == layout.tested_checkpoint(folder).resolve()
-    )
-    return Network(path, cfg, tuple(classes), dimensions, module.eval(), result if tested else None)
+    tested = found.status == "completed" and path.resolve() == layout.tested_checkpoint(folder).resolve()
+    return Network(path, cfg, tuple(classes), dimensions, module.eval(), found.result if tested else None)
 
 
 def _is_plain(config: Any, classes: Any, dimensions: Any) -> bool:
@@ -116,12 +111,3 @@ def _is_plain(config: Any, classes: Any, dimensions: Any) -> bool:
         and len(classes) == dimensions["num_classes"]
         and all(isinstance(name, str) for name in classes)
     )
-
-
-def _check_same_network(place: str, checkpoint: dict[str, Any], run: dict[str, Any]) -> None:
-    for key in {**run, **checkpoint}:
-        if checkpoint.get(key) != run.get(key):
-            raise UserError(
-                f"{place}: holds another network than its run: model.{key}={checkpoint.get(key)} "
-                f"in the checkpoint, {run.get(key)} in {layout.RESULT}"
-            )

@@ -42,4 +42,4 @@ class Gauges(Inspection):
         log(trainer, {"grad_norm": norm}, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        pl_module.log("memory_gib", memory.peak() / 2**30, rank_zero_only=True)
+        pl_module.log("memory_gib", memory.peak() / 2**30, sync_dist=True, rank_zero_only=True)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from vggexp.config.instantiate import construct, network
 from vggexp.config.schema import Config
@@ -31,14 +32,12 @@ class Classifier(L.LightningModule):
 
     Args:
         net: (N, C, S, S) images in [0, 1] → (N, K) logits.
-        optimizer, scheduler: what to train with.
         metrics: of torchmetrics, by name, that validation and test compute beside loss and accuracy.
         seed: of dropout.
         validates: the stage that validation scores, `val` or `test`.
         label_smoothing: of the training loss.
         test_time_flip: whether a prediction is the mean over an image and its mirror image.
         max_steps: after which training ends, for the schedule.
-        compiled: whether the network is compiled.
         about: what a checkpoint says of the run, as plain values.
     """
 
@@ -64,7 +63,7 @@ class Classifier(L.LightningModule):
         self.max_steps, self.compiled, self.about = max_steps, compiled, about or {}
         self._sums: dict[str, dict[str, Tensor]] = {}
         # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
-        more: dict[str, Spec] = {"train": {}, "val": dict(metrics), "test": dict(metrics)}
+        more: dict[str, Mapping[str, Spec]] = {"train": {}, "val": metrics, "test": metrics}
         self.scores = nn.ModuleDict({f"{stage}_scores": _scores(specs) for stage, specs in more.items()})
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,7 +94,9 @@ class Classifier(L.LightningModule):
 
     def _finish(self, stage: str) -> None:
         scores = self._scores_of(stage)
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.compute().items()})
+        values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
+        # torchmetrics has made them the same in all processes; unlike a mean, their maximum is never rounded
+        self.log_dict(values, sync_dist=True, reduce_fx="max")
         scores.reset()
 
     def _scores_of(self, stage: str) -> MetricCollection:
@@ -148,9 +149,13 @@ class Classifier(L.LightningModule):
         checkpoint |= {**self.about, "precision": self.trainer.precision}
         if "optimizer_states" in checkpoint:
             checkpoint["train_sums"] = {
-                name: {key: _gathered(self, value) for key, value in score.metric_state.items()}
+                name: {key: self._gathered(value) for key, value in score.metric_state.items()}
                 for name, score in self._scores_of("train").items()
             }
+
+    def _gathered(self, value: Any) -> Tensor:
+        """(...) of each process → (processes, ...) on the CPU."""
+        return torch.stack(gather_all_tensors(value) if self.trainer.world_size > 1 else [value]).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._sums = checkpoint.get("train_sums", {})
@@ -163,20 +168,14 @@ class Classifier(L.LightningModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         for name, states in self._sums.items():
             if (before := len(states["count"])) != world:
-                raise UserError(
-                    f"trainer.devices: the run had {before} processes, now there are {world}; resume it with as many"
-                )
+                counts = f"the run had {before} processes, now there are {world}"
+                raise UserError(f"trainer.devices: {counts}; resume it with as many")
             score = self._scores_of("train")[name]
             score.update(*(states[key][rank].to(self.device) for key in ("total", "count")))
 
 
 def from_config(cfg: Config, dimensions: Mapping[str, int], classes: Sequence[str]) -> Classifier:
-    """The module of a run.
-
-    Args:
-        dimensions: of the data: `image_size`, `in_channels` and `num_classes`.
-        classes: their names, by label.
-    """
+    """The module of a run; `dimensions` are `image_size`, `in_channels` and `num_classes`."""
     return Classifier(
         network(cfg.model.spec(), dimensions),
         optimizer=cfg.optimizer.spec(),
@@ -184,32 +183,17 @@ def from_config(cfg: Config, dimensions: Mapping[str, int], classes: Sequence[st
         metrics={name: metric.spec() for name, metric in cfg.metrics.items()},
         seed=cfg.seed,
         validates="test" if cfg.data.test_each_epoch else "val",
-        label_smoothing=cfg.step.label_smoothing,
-        test_time_flip=cfg.step.test_time_flip,
+        **cfg.step.model_dump(),
         max_steps=cfg.trainer.max_steps,
         compiled=cfg.trainer.compile is not None,
-        about={
-            "config": cfg.model_dump(by_alias=True),
-            "classes": list(classes),
-            "dimensions": dict(dimensions),
-        },
+        about={"config": cfg.model_dump(by_alias=True), "classes": list(classes), "dimensions": dict(dimensions)},
     )
-
-
-def _gathered(module: L.LightningModule, value: Any) -> Tensor:
-    """(...) of each process → (processes, ...) on the CPU."""
-    gathered = module.all_gather(value)
-    assert isinstance(gathered, Tensor)
-    return gathered.reshape(module.trainer.world_size, *value.shape).cpu()
 
 
 class Average(Metric):
     """An exact mean over samples, from sums over batches.
 
     torchmetrics' MeanMetric either looks for NaN, which stops the device at each step, or loses its weights.
-
-    Args:
-        dtype: of the sum.
     """
 
     total: Tensor

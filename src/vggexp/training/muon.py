@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024): SGD with momentum whose step of each weight matrix is made orthogonal.
 
-Every direction of a matrix then moves as far as every other, not only the few that gradients favour.
+Every direction of a matrix then moves as far as every other, not only the few that gradients favor.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -51,7 +51,7 @@ class Muon(Optimizer):
         if unknown := [layer for layer in layers if not any(f"{name}.".startswith(f"{layer}.") for name in outer)]:
             raise ValueError(f"sgd_layers={unknown[0]}: is not a layer with weights; these are {', '.join(weights)}")
         inner = [name for name in weights if name not in outer]
-        vectors = [name for name, parameter in named.items() if parameter.ndim <= 1]
+        vectors = [name for name in named if name not in weights]
         sgd = {"lr": sgd_lr, "momentum": sgd_momentum, "orthogonal": False}
         options: list[tuple[list[str], dict[str, Any]]] = [
             (inner, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True}),

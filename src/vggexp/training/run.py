@@ -60,7 +60,6 @@ def run(
 
     Args:
         resume: continues from the newest checkpoint in `folder`, or starts if there is none yet.
-        signals: that end the run.
         callbacks: beside the run's own.
 
     Returns:
@@ -69,7 +68,6 @@ def run(
         val/ and test/ scores belong to the best epoch by val/acc; without a validation set, to the last.
 
     Raises:
-        UserError: the machine or the data cannot do what the config asks, or a file could not be read or written.
         Interrupted: by a signal, when everything so far is saved.
     """
     prepared = prepare(cfg, folder, resume, signals or Signals(), callbacks)

@@ -40,12 +40,8 @@ class History(L.Callback):
             text = "  ".join(f"{name} {metrics.text(name, value)}" for name, value in self.epochs[-1].items())
             speed = f"{metrics.text('images_per_second', logged['images_per_second'])} images/s"
             # on the console of the progress bar, so that the line appears above it
-            get_console().print(
-                f"epoch {len(self.epochs)}/{trainer.max_epochs}  {text}  {speed}",
-                soft_wrap=True,
-                markup=False,
-                highlight=False,
-            )
+            line = f"epoch {len(self.epochs)}/{trainer.max_epochs}  {text}  {speed}"
+            get_console().print(line, soft_wrap=True, markup=False, highlight=False)
 
     def improves(self, score: float) -> bool:
         """Whether a val/acc is better than that of every earlier epoch."""

@@ -51,8 +51,7 @@ class FiniteLoss(L.Callback):
         broken = (~loss.detach().isfinite()).float()
         if trainer.world_size > 1:
             broken = trainer.strategy.reduce(broken, reduce_op="max")  # all processes end together
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._where = (trainer.current_epoch + 1, self._batch, lr)
+        self._where = (trainer.current_epoch + 1, self._batch, trainer.optimizers[0].param_groups[0]["lr"])
         self._broken, self._event = broken, None
         if broken.is_cuda:
             self._broken = torch.empty((), pin_memory=True).copy_(broken, non_blocking=True)
@@ -67,13 +66,7 @@ class FiniteLoss(L.Callback):
         if not self._late:
             self._check()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check()
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._check()
-
-    def _check(self) -> None:
+    def _check(self, *_: Any, **__: Any) -> None:
         """Checks the last loss, once."""
         broken, self._broken = self._broken, None
         if broken is None:
@@ -82,8 +75,8 @@ class FiniteLoss(L.Callback):
             self._event.synchronize()
         if broken:
             epoch, batch, lr = self._where
-            raise UserError(
-                f"train/loss: not finite in epoch {epoch}, batch {batch}, at lr {lr:g}; the weights before it are "
-                "kept; try a smaller optimizer.lr, scheduler=onecycle or trainer.gradient_clip_val=1",
-                NON_FINITE,
-            )
+            advice = "try a smaller optimizer.lr, scheduler=onecycle or trainer.gradient_clip_val=1"
+            where = f"in epoch {epoch}, batch {batch}, at lr {lr:g}"
+            raise UserError(f"train/loss: not finite {where}; the weights before it are kept; {advice}", NON_FINITE)
+
+    on_train_epoch_end = on_save_checkpoint = _check

@@ -21,21 +21,17 @@ Point = Literal["batch", "epoch", "validation"]
 class Saver(Checkpoint):
     """Writes `last.ckpt` between epochs, every so many seconds and when a signal comes; `best.ckpt` by val/acc.
 
-    A signal ends the run at the next of these points. With several processes, all save and end at the same one.
+    A signal ends the run at the next `Point`. With several processes, all save and end at the same one.
 
     Args:
-        run: its folder.
         every_n_seconds: how much work may be lost at most.
-        signals: that end the run.
-        history: that knows whether an epoch is the best.
         seconds: how long the run has lasted in this process.
     """
 
     def __init__(
         self, run: Path, every_n_seconds: float, signals: Signals, history: History, seconds: Callable[[], float]
     ) -> None:
-        self.run, self.every_n_seconds, self.signals = run, every_n_seconds, signals
-        self.history = history
+        self.run, self.every_n_seconds, self.signals, self.history = run, every_n_seconds, signals, history
         self._here, self._before = seconds, 0.0
         self.point: Point = "epoch"
         self._stopped = False
@@ -43,7 +39,7 @@ class Saver(Checkpoint):
 
     @property
     def best_path(self) -> Path | None:
-        """The checkpoint with the best val/acc."""
+        """The checkpoint with the best val/acc; None if nothing was validated."""
         return layout.checkpoint(self.run, layout.BEST) if self.history.validated else None
 
     @property
@@ -52,59 +48,46 @@ class Saver(Checkpoint):
         return self._before + self._here()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._arm()
+        self.signals.install()
+        self.signals.armed = True
+        self._saved_at = time.monotonic()
+
+    on_test_start = on_train_start
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer, "epoch")
-        self._stop(self._asked(trainer))
+        self._heed_signals(trainer, None)
+
+    on_train_end = on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        due = time.monotonic() - self._saved_at >= self.every_n_seconds
-        if asked := self._asked(trainer, also=int(due)):
-            self._save(trainer, "batch")
-            self._stop(asked)
+        if not (trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches):
+            self._heed_signals(trainer, "batch", due=time.monotonic() - self._saved_at >= self.every_n_seconds)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.should_stop:
-            return  # the rest of the validation is all that is left
-        if asked := self._asked(trainer):
-            if not trainer.sanity_checking:
-                self._save(trainer, "validation")
-            self._stop(asked)
+        # in a run that is about to end, the rest of the validation is all that is left
+        if not trainer.should_stop:
+            self._heed_signals(trainer, None if trainer.sanity_checking else "validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = trainer.callback_metrics.get(metrics.OBJECTIVE)
         if score is not None and not trainer.sanity_checking and self.history.improves(float(score)):
             trainer.save_checkpoint(layout.checkpoint(self.run, layout.BEST), weights_only=True)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer, "epoch")
-        self._stop(self._asked(trainer))
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._arm()
-
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._stop(self._asked(trainer))
+        self._heed_signals(trainer, None)
 
-    def _arm(self) -> None:
-        self.signals.install()
-        self.signals.armed = True
-        self._saved_at = time.monotonic()
-
-    def _asked(self, trainer: L.Trainer, also: int = 0) -> int:
-        """The signal that has come, or `also`, whichever is higher, to any of the processes."""
-        asked = max(self.signals.received, also)
-        if trainer.world_size == 1:
-            return asked
-        return int(trainer.strategy.reduce(torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max"))
-
-    def _stop(self, asked: int) -> None:
-        if asked > 1:
+    def _heed_signals(self, trainer: L.Trainer, point: Point | None, due: bool = False) -> None:
+        """Saves at `point` if saving is due or any process has received a signal, which then ends the run."""
+        asked = max(self.signals.received, int(due))
+        if trainer.world_size > 1:
+            own = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(own, reduce_op="max"))
+        if asked and point is not None:
+            self._save(trainer, point)
+        if asked > 1:  # no signal has the number 1 here
             raise Interrupted(asked)
 
     def _save(self, trainer: L.Trainer, point: Point) -> None:

@@ -53,8 +53,8 @@ class Throughput(L.Callback):
         self._log_lr(trainer)
         images = self._images * trainer.world_size
         self.images, self.seconds = self.images + images, self.seconds + self._seconds
-        pl_module.log("images_per_second", images / self._seconds, rank_zero_only=True)
-        pl_module.log("train_seconds", self.seconds, rank_zero_only=True)
+        values = {"images_per_second": images / self._seconds, "train_seconds": self.seconds}
+        pl_module.log_dict(values, sync_dist=True, rank_zero_only=True)  # the first process's; nothing is exchanged
 
     def _log_lr(self, trainer: L.Trainer) -> None:
         self._logged = trainer.global_step - 1
