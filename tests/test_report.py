@@ -102,7 +102,7 @@ def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_p
 def test_jobs_that_have_not_begun_are_waiting(sweep: Sweep) -> None:
     folder = sweep(seeds=(0,))
     jobs = [{"folder": str(n), "config_hash": "", "overrides": []} for n in range(5)]
-    (folder / layout.SWEEP).write_text(json.dumps({"jobs": jobs}))
+    (folder / layout.SWEEP).write_text(json.dumps({"jobs": jobs, "arguments": []}))
     assert [run.status for run in runs.find([folder])] == ["completed"] * 4 + ["waiting"]
 
 
