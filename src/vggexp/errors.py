@@ -1,7 +1,6 @@
 """User-facing errors."""
 
-NON_FINITE = 3
-"""Exit code: a loss or a weight was infinite or not a number."""
+NON_FINITE = 3  # exit code: a loss or a weight was infinite or not a number
 
 
 class UserError(Exception):

@@ -96,10 +96,8 @@ class Job(NamedTuple):
     """One of the configs that a command line asks for."""
 
     cfg: Config
-    overrides: list[str]
-    """The arguments that compose it; Hydra's own are not among them."""
-    raw: DictConfig
-    """The config as Hydra composed it, with its own part under `hydra`."""
+    overrides: list[str]  # the arguments that compose it; Hydra's own are not among them
+    raw: DictConfig  # the config as Hydra composed it, with its own part under `hydra`
 
     def subdir(self, number: int) -> str:
         """The name of the job's folder within the folder of its sweep."""

@@ -128,8 +128,7 @@ class Search(Section):
     space: dict[str, str]
 
 
-GROUPS = ("model", "data", "optimizer", "scheduler")
-"""The parts of a run that a `_target_` names."""
+GROUPS = ("model", "data", "optimizer", "scheduler")  # the parts of a run that a `_target_` names
 
 
 class Config(Section):

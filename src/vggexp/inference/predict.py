@@ -9,8 +9,7 @@ import torch
 from vggexp.data.resize import prepared
 from vggexp.inference.load import Network
 
-Prediction = tuple[str, list[float]]
-"""The name of a picture and the probabilities, by label."""
+Prediction = tuple[str, list[float]]  # the name of a picture and the probabilities, by label
 
 
 def predict(

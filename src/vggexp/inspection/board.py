@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-Picture = NDArray[np.uint8]
-"""(H, W, 3)."""
+Picture = NDArray[np.uint8]  # (H, W, 3)
 
 
 class Board:

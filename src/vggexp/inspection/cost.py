@@ -31,8 +31,7 @@ from vggexp.inspection import dry_run
 from vggexp.models.cpu.fused import layer_by_layer
 from vggexp.system import hardware, memory
 
-SECONDS, STEPS = 5.0, 20
-"""Steps are timed until either is reached, three at least."""
+SECONDS, STEPS = 5.0, 20  # steps are timed until either is reached, three at least
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,9 @@ from vggexp.inspection.base import (
 )
 from vggexp.inspection.board import tag
 
-SAMPLED = 50_000
-"""Values of a layer that its histogram counts at most, evenly spaced."""
+SAMPLED = 50_000  # values of a layer that its histogram counts at most, evenly spaced
 
-EXAMPLES = 200
-"""Test images; a unit that is zero for all of them is dead."""
+EXAMPLES = 200  # test images; a unit that is zero for all of them is dead
 
 
 class Distributions(Inspection):

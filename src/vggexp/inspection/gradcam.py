@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
 from vggexp.inspection.pictures import gray, grid
 
-FINEST = 6
-"""Pixels that a feature map must have on each side: coarser ones do not tell places apart."""
+FINEST = 6  # pixels that a feature map must have on each side: coarser ones do not tell places apart
 
 
 class GradCAM(Inspection):

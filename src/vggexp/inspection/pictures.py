@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
 from vggexp.inspection.board import Picture
 
-EXAMPLES, CHANNELS, SIDE = 6, 8, 56
-"""Test images, channels of each block (the most active ones), and pixels of a tile."""
+EXAMPLES, CHANNELS, SIDE = 6, 8, 56  # test images, channels of each block (the most active ones), and pixels of a tile
 
 
 class Pictures(Inspection):

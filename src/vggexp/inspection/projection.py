@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
 
 EXAMPLES = 1000
-COMPONENTS = 50
-"""Principal components that are kept of the features, so that the files stay small."""
+COMPONENTS = 50  # principal components that are kept of the features, so that the files stay small
 
 
 class Projection(Inspection):

@@ -17,20 +17,17 @@ from vggexp.config.schema import Config
 from vggexp.runs import metrics, read
 from vggexp.runs.read import Run
 
-OVER = ("completed", "pruned", "failed", "unreadable")
-"""A job of this status has ended."""
+OVER = ("completed", "pruned", "failed", "unreadable")  # A job of this status has ended
 
 SCORES = (metrics.OBJECTIVE, metrics.WITHOUT_VALIDATION)
 RUNNING = ("train/loss", metrics.OBJECTIVE)
-SHOWN = 8
-"""Running jobs that have a line of their own."""
+SHOWN = 8  # running jobs that have a line of their own
 
 
 class Watched(NamedTuple):
     """A job of a sweep."""
 
-    label: str
-    """What sets it apart from the others."""
+    label: str  # what sets it apart from the others
     cfg: Config
 
 

@@ -25,8 +25,7 @@ from vggexp.system import files, terminal
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILED = ("failed", "unreadable")
-TRIES = 3
-"""Starts of a trial whose process is killed each time, perhaps for want of memory."""
+TRIES = 3  # starts of a trial whose process is killed each time, perhaps for want of memory
 
 Space = dict[str, tuple[BaseDistribution, list[str]]]
 """What is searched, by key: a distribution and, where it is a choice, the texts of its values."""

@@ -31,8 +31,7 @@ GRID = "vggexp.jobs.grid.Grid"
 CHANGEABLE = ("hydra.", "hydra/", "allowed_packages=", "search.n_trials=", "search.at_once=")
 """What a resumed sweep may be given anew: where it runs, whom its user trusts, how long it searches; not what it is."""
 
-PATIENCE = 60.0
-"""Seconds that a job gets to save and stop."""
+PATIENCE = 60.0  # seconds that a job gets to save and stop
 
 
 class Entry(NamedTuple):

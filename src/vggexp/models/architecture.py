@@ -16,8 +16,7 @@ KERNELS: dict[str, tuple[tuple[int | str, ...], ...]] = {
 
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 ALEXNET_CHANNELS, ALEXNET_HIDDEN = (96, 256, 384, 384, 256), 4096
-ALEXNET_SMALLEST = 65
-"""Pixels; a smaller image leaves nothing after AlexNet's third max-pool."""
+ALEXNET_SMALLEST = 65  # pixels; a smaller image leaves nothing after AlexNet's third max-pool
 
 
 def vgg_blocks(

@@ -15,8 +15,7 @@ from vggexp.runs.read import Run
 from vggexp.system import terminal
 
 SEED = "seed"
-COLUMNS = (*metrics.COMPARED, "seconds")
-"""The results in tables of groups."""
+COLUMNS = (*metrics.COMPARED, "seconds")  # the results in tables of groups
 
 CURVES = (*metrics.SCORES, "images_per_second")
 PROGRESS = {"epoch": "epoch", "train_seconds": "seconds of training"}
@@ -27,15 +26,13 @@ class Spread(NamedTuple):
     """One result over some runs."""
 
     mean: float
-    deviation: float | None
-    """The sample standard deviation; None of a single run."""
+    deviation: float | None  # the sample standard deviation; None of a single run
 
 
 class Group(NamedTuple):
     """Runs that differ in nothing but the seed."""
 
-    values: dict[str, Any]
-    """What sets the group apart, by axis."""
+    values: dict[str, Any]  # what sets the group apart, by axis
     runs: list[Run]
 
     def spread(self, name: str) -> Spread | None:
@@ -63,24 +60,15 @@ class Report(NamedTuple):
 
     title: str
     runs: list[Run]
-    configs: list[dict[str, Any]]
-    """The config of each run, its keys joined by dots."""
-    axes: list[str]
-    """The keys that vary, without the seed."""
-    objective: str
-    """val/acc, or test/acc where nothing was validated."""
-    groups: list[Group]
-    """The best first."""
-    curves: list[list[dict[str, float]]]
-    """What each run logged at the end of each epoch."""
-    commands: list[str]
-    """What repeats each run."""
-    machines: list[str]
-    """What the completed runs were trained on."""
-    notes: list[str]
-    """What a reader should know before comparing."""
-    differences: list[tuple[str, str, str]]
-    """Where there are two runs: key, value, other value."""
+    configs: list[dict[str, Any]]  # the config of each run, its keys joined by dots
+    axes: list[str]  # the keys that vary, without the seed
+    objective: str  # val/acc, or test/acc where nothing was validated
+    groups: list[Group]  # the best first
+    curves: list[list[dict[str, float]]]  # what each run logged at the end of each epoch
+    commands: list[str]  # what repeats each run
+    machines: list[str]  # what the completed runs were trained on
+    notes: list[str]  # what a reader should know before comparing
+    differences: list[tuple[str, str, str]]  # where there are two runs: key, value, other value
 
     def header(self) -> list[str]:
         """The columns of a table of groups, see `Group.row`."""

@@ -13,8 +13,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from vggexp.report.collect import PROGRESS, Group, Report, number_first, spread
 from vggexp.runs import read as runs
 
-NAMED = 10
-"""Groups that have a color and a name in a figure, the best; the others are gray."""
+NAMED = 10  # groups that have a color and a name in a figure, the best; the others are gray
 
 STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 

@@ -5,8 +5,7 @@ from vggexp.runs import metrics
 from vggexp.runs.read import Run
 from vggexp.system.terminal import console, say, short, table
 
-LONGEST = 40
-"""Rows of a table; the files have all."""
+LONGEST = 40  # rows of a table; the files have all
 
 
 def show(report: Report) -> None:

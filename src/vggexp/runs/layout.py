@@ -2,28 +2,20 @@
 
 from pathlib import Path
 
-RESULT = "result.json"
-"""What made the run, its status and its final scores."""
-METRICS = "metrics.csv"
-"""Every logged value."""
+RESULT = "result.json"  # what made the run, its status and its final scores
+METRICS = "metrics.csv"  # every logged value
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-LOCK = ".lock"
-"""Held by the process that works in the folder."""
-LOGGER_ID = "logger_id.txt"
-"""The name by which a logger's server knows the run."""
+LOCK = ".lock"  # held by the process that works in the folder
+LOGGER_ID = "logger_id.txt"  # the name by which a logger's server knows the run
 PROFILE = "profile"
-EVALUATION, EXPORT, REPORT = "evaluation", "export", "report"
-"""Where the commands put what they make from a run."""
+EVALUATION, EXPORT, REPORT = "evaluation", "export", "report"  # where the commands put what they make from a run
 
-SWEEP = "sweep.json"
-"""The jobs of a sweep and what started it."""
+SWEEP = "sweep.json"  # the jobs of a sweep and what started it
 MULTIRUN = "multirun.yaml"
 OVERRIDES = Path(".hydra", "overrides.yaml")
-OUTPUT = "output.log"
-"""What a job of a sweep would have printed on the terminal."""
-STOP = ".stop"
-"""The sweep was stopped: a job that still waits in a queue must not begin."""
+OUTPUT = "output.log"  # what a job of a sweep would have printed on the terminal
+STOP = ".stop"  # the sweep was stopped: a job that still waits in a queue must not begin
 TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"
 """The study that a run is a trial of, and the lock of the process that works on it."""
 STUDY = "study.db"

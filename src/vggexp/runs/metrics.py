@@ -28,8 +28,7 @@ METRICS = {
 SCORES = tuple(name for name in METRICS if "/" in name)
 """The scores of the three stages, in the order in which they are printed."""
 
-COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss")
-"""The scores by which runs are compared."""
+COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss")  # the scores by which runs are compared
 
 SUMMARY = ("val/acc", "test/acc", "test/loss", "images_per_second", "seconds")
 """The numbers in the closing table of a sweep."""

@@ -18,10 +18,8 @@ class Run(NamedTuple):
     """What `result.json` says, as far as it can be read."""
 
     folder: Path
-    status: str
-    """waiting, running, completed, interrupted, pruned, failed or unreadable."""
-    reason: str
-    """Why it did not complete."""
+    status: str  # waiting, running, completed, interrupted, pruned, failed or unreadable
+    reason: str  # why it did not complete
     result: dict[str, Any]
 
     @property

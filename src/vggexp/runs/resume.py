@@ -11,8 +11,7 @@ from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest
 
-EXTENDABLE = "trainer.max_epochs"
-"""The only key that may change, and only to a larger value."""
+EXTENDABLE = "trainer.max_epochs"  # the only key that may change, and only to a larger value
 
 UNCOMPARED = "allowed_packages"
 """Says whom the user trusts, not what the run is; so the run folder's own value does not count."""

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-GRACE = 3.0
-"""Seconds that a starting program has to notice a signal; one that waits for other processes never does."""
+GRACE = 3.0  # seconds that a starting program has to notice a signal; one that waits for other processes never does
 
 REPEAT = 0.3
 """Seconds within which the same signal counts as one: timeout(1), for example, sends it to a process and its group."""

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from vggexp.errors import UserError
 
-WIDTH = 140
-"""Columns of a table that goes into a file or a pipe."""
+WIDTH = 140  # columns of a table that goes into a file or a pipe
 
 
 def console(stderr: bool = False) -> Console:

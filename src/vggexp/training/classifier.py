@@ -23,8 +23,7 @@ from vggexp.errors import UserError
 from vggexp.models.layers import Mirrored
 from vggexp.system.seeds import DROPOUT, seed_at
 
-Spec = Mapping[str, Any]
-"""A `_target_` with its arguments."""
+Spec = Mapping[str, Any]  # A `_target_` with its arguments
 
 
 class Classifier(L.LightningModule):

@@ -44,8 +44,7 @@ class Prepared:
     throughput: Throughput
     saver: Saver
     logger: Logger | None
-    checkpoint: Path | None
-    """What the run resumes from."""
+    checkpoint: Path | None  # what the run resumes from
 
 
 def run(

@@ -23,8 +23,7 @@ from vggexp.system import hardware
 PIECE_BYTES = 28_000_000 if hardware.last_level_cache() >= 2**27 else 7_000_000
 """Size of the convolution's output for one piece of the batch: it fits into the cache and is worth a call."""
 
-MAX_PIECES = 64
-"""Pieces of a batch, about: the calls for more of them would cost more than they save."""
+MAX_PIECES = 64  # pieces of a batch, about: the calls for more of them would cost more than they save
 
 aten = torch.ops.aten
 

@@ -15,11 +15,9 @@ from torch.nn import functional as F
 
 from vggexp.system import hardware
 
-ROW_PIXELS = 32
-"""Pixels of a row that AMX takes at once in the gradient of the weights, which gains most."""
+ROW_PIXELS = 32  # pixels of a row that AMX takes at once in the gradient of the weights, which gains most
 
-MIN_IMAGES = 4
-"""With fewer images in a row, packing them costs more than it saves."""
+MIN_IMAGES = 4  # with fewer images in a row, packing them costs more than it saves
 
 
 def images_per_row(maps: Tensor, conv: nn.Conv2d) -> int:
