@@ -1,4 +1,4 @@
-"""User-facing errors."""
+"""What can a user put right? Any function may raise a UserError, so docstrings do not list it; commands print it."""
 
 NON_FINITE = 3  # exit code: a loss or a weight was infinite or not a number
 
@@ -17,3 +17,8 @@ class UserError(Exception):
 
 class Pruned(Exception):
     """A search has stopped a run early; the message says why."""
+
+
+def described(error: Exception) -> str:
+    """Another library's error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

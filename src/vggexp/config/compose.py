@@ -67,9 +67,8 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """Hydra's flags; `overrides` holds the other arguments, `shows` says that nothing is to be trained."""
     parser = _Parser(add_help=False)
-    for names in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--shell-completion", "-sc")):
-        parser.add_argument(*names, action="store_true")
-    for names in (("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
+    shows = (("--help", "-h"), ("--hydra-help",), ("--version",), ("--shell-completion", "-sc"))
+    for names in (*shows, ("--multirun", "-m"), ("--run", "-r"), ("--resolve",)):
         parser.add_argument(*names, action="store_true")
     for names in (("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd"), ("--package", "-p")):
         parser.add_argument(*names)
@@ -87,8 +86,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')} {folder}: no such folder")
         policy.check_files(folder)
     policy.check_overrides(flags.overrides)
-    shows = (flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info)
-    flags.shows = any(map(bool, shows))
+    shown = (flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info)
+    flags.shows = any(map(bool, shown))
     return flags
 
 
@@ -113,14 +112,14 @@ class Session:
         self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
         self.overrides = self.parse(flags.overrides)
         self.fixed = [o for o in self.overrides if not (flags.multirun and o.is_sweep_override())]
-        self.raw = self._compose([text_of(o) for o in self.fixed], self.fixed)
+        self.raw = self._compose([text_of(o) for o in self.fixed])
         self.search = OmegaConf.select(self.raw, "search")
         if not (flags.multirun or self.search is None):
             raise UserError("search: tries many configs; add --multirun (-m)")
 
     def job(self, overrides: list[str] | None = None) -> Job:
         """The checked config of some arguments; by default that of the command line."""
-        raw = self.raw if overrides is None else self._compose(overrides, self.parse(overrides))
+        raw = self.raw if overrides is None else self._compose(overrides)
         cfg = check(raw)
         try:
             policy.check_hydra(raw.hydra, cfg.allowed_packages, self.flags.multirun)
@@ -154,15 +153,14 @@ class Session:
 
     def sweep_config(self, folder: Path) -> DictConfig:
         """The config that Hydra's launchers begin with, for a sweep in a folder."""
-        overrides = [*map(text_of, self.fixed), quote("hydra.sweep.dir", folder), "hydra.mode=MULTIRUN"]
-        return self._compose(overrides, self.fixed)
+        return self._compose([*map(text_of, self.fixed), quote("hydra.sweep.dir", folder), "hydra.mode=MULTIRUN"])
 
-    def _compose(self, overrides: list[str], parsed: list[Override]) -> DictConfig:
+    def _compose(self, overrides: list[str]) -> DictConfig:
         name = self.flags.config_name or "config"
         try:
             return compose(name, overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(misplaced(name, parsed, self.loader) or one_line(error)) from None
+            raise UserError(misplaced(name, self.parse(overrides), self.loader) or one_line(error)) from None
 
 
 class ConfigDir(SearchPathPlugin):
@@ -220,12 +218,8 @@ def validate(values: Any, schema: type[S], prefix: str = "") -> S:
 
 def quote(key: str, value: Path | str) -> str:
     """The argument that sets a key to a path, whatever characters it has."""
-    return f"{key}={_quoted(str(value))}"
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def values(overrides: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import hparams
 
 from vggexp.config.schema import Config, flatten
-from vggexp.errors import UserError
+from vggexp.errors import UserError, described
 from vggexp.runs import layout, metrics
 from vggexp.system import files, paths
 
@@ -43,8 +43,7 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
             files.write_text(path, f"{logger.version}\n")
             logger.log_hyperparams(_compared(cfg))
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"logger={name}: cannot be used: {type(error).__name__}: {text}", 1) from error
+        raise UserError(f"logger={name}: cannot be used: {described(error)}", 1) from error
     return logger
 
 

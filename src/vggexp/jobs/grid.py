@@ -21,11 +21,7 @@ class Grid(Sweep):
         self.again = again
 
     def sweep(self, arguments: list[str]) -> int:
-        """Returns the exit code: 1 if a run did not complete.
-
-        Raises:
-            Interrupted: by a signal, when the jobs that run have been saved.
-        """
+        """Returns the exit code: 1 if a run did not complete."""
         jobs = list({job.cfg.hash(): job for job in self.session.grid()}.values())
         for job in jobs:
             refuse_processes(job.cfg)

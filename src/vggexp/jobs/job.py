@@ -102,11 +102,7 @@ def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool
 
 
 def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = False, in_sweep: bool = False) -> int:
-    """Trains into a folder, keeping `content` in `result.json`; what goes wrong is printed. Returns the exit code.
-
-    Raises:
-        Interrupted: by a signal.
-    """
+    """Trains into a folder, keeping `content` in `result.json`; what goes wrong is printed. Returns the exit code."""
 
     def interrupted(signum: int) -> None:
         if content["status"] == "running":
@@ -186,10 +182,8 @@ def _known(error: Exception, cfg: Config, folder: Path) -> UserError | None:
             1,
         )
     if isinstance(error, OSError) and error.errno in DISK:
-        return UserError(
-            f"{error.filename or folder}: {error.strerror}; make it writable or free some space, then resume={folder}",
-            1,
-        )
+        remedy = f"make it writable or free some space, then resume={folder}"
+        return UserError(f"{error.filename or folder}: {error.strerror}; {remedy}", 1)
     return None
 
 

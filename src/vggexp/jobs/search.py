@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vggexp.config import compose
 from vggexp.config.schema import Search as Settings
-from vggexp.errors import UserError
+from vggexp.errors import UserError, described
 from vggexp.jobs.overview import Watched
 from vggexp.jobs.sweep import Entry, Sweep, refuse_processes, watched
 from vggexp.runs import layout, metrics, read
@@ -35,11 +35,7 @@ class Search(Sweep):
     """Tries configs until the study has as many finished trials as it should."""
 
     def sweep(self, arguments: list[str]) -> int:
-        """Returns the exit code: 1 if a trial failed.
-
-        Raises:
-            Interrupted: by a signal, when the trials that run have been saved.
-        """
+        """Returns the exit code: 1 if a trial failed."""
         self.settings = compose.validate(OmegaConf.to_container(self.session.search, resolve=True), Settings, "search.")
         self.space, self.fixed = self._space()
         first = [f"{key}={texts[0]}" for key, (_, texts) in self.space.items() if texts]
@@ -176,8 +172,7 @@ def _study(settings: Settings, folder: Path) -> optuna.Study:
             study_name=name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
         )
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"search.storage={storage}: cannot be used: {type(error).__name__}: {text}", 1) from error
+        raise UserError(f"search.storage={storage}: cannot be used: {described(error)}", 1) from error
 
 
 def _storage(settings: Settings, folder: Path) -> str:
@@ -202,7 +197,6 @@ def _report(study: optuna.Study, trial: FrozenTrial, run: read.Run, give_up: boo
     """Tells the study how a trial ended; of an interrupted run nothing, unless it is given up: its trial continues."""
     if run.status == "completed":
         study.tell(trial.number, run.result[metrics.OBJECTIVE], skip_if_finished=True)
-    elif run.status == "pruned":
-        study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-    elif run.status in FAILED or give_up:
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    elif run.status == "pruned" or run.status in FAILED or give_up:
+        state = TrialState.PRUNED if run.status == "pruned" else TrialState.FAIL
+        study.tell(trial.number, state=state, skip_if_finished=True)

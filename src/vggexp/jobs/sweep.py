@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vggexp.config import compose
 from vggexp.config.compose import Session
 from vggexp.config.schema import Config
-from vggexp.errors import UserError
+from vggexp.errors import UserError, described
 from vggexp.jobs import job, launcher
 from vggexp.jobs.overview import Overview, Watched
 from vggexp.runs import layout, manifest, read, select, tables
@@ -93,8 +93,9 @@ class Sweep(Sweeper):
         """The folder of the sweep: the last in which a sweep of the same `identity` was begun, if there is one."""
         folder = Path(str(self.session.raw.hydra.sweep.dir))
         if compose.run_name() in str(folder):  # the user did not name it
-            same = [path.parent for path in folder.parent.glob(f"*/{layout.SWEEP}") if _is(path.parent, identity)]
-            folder = max(same, key=read.sweep_started, default=folder)
+            begun = [path.parent for path in folder.parent.glob(f"*/{layout.SWEEP}")]
+            same = [sweep for sweep in begun if read.sweep_value(sweep, "identity") == identity]
+            folder = max(same, key=read.started, default=folder)
         if (folder / layout.RESULT).exists():
             raise UserError(f"hydra.sweep.dir={folder}: holds a run already; name another folder")
         manifest.make_folder(folder, "hydra.sweep.dir")
@@ -131,26 +132,12 @@ class Sweep(Sweeper):
             for first in range(0, len(jobs), size):
                 made.launch(jobs[first : first + size], initial_job_idx=first)
         except Exception as error:
-            text = " ".join(str(error).split())
-            raise UserError(f"hydra/launcher={name}: {type(error).__name__}: {text}", 1) from error
-
-
-def _is(folder: Path, identity: str) -> bool:
-    try:
-        return bool(read.sweep(folder).get("identity") == identity)
-    except UserError:
-        return False
+            raise UserError(f"hydra/launcher={name}: {described(error)}", 1) from error
 
 
 @contextmanager
 def watched(jobs: dict[Path, Watched], folder: Path, total: int = 0) -> Iterator[None]:
-    """Shows a sweep while it runs, and closes with the table of what is done, however the sweep ends.
-
-    A signal stops the jobs first, so that they save.
-
-    Raises:
-        Interrupted: by a signal.
-    """
+    """Shows a sweep while it runs; a signal stops its jobs, so that they save; the table of what is done comes last."""
     (folder / layout.STOP).unlink(missing_ok=True)
     stopping: list[int] = []
 

@@ -6,6 +6,7 @@
 - `cpu/`: how a CPU runs them fast
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,12 +18,6 @@ __all__ = ["VGG", "AlexNet"]
 
 def __getattr__(name: str) -> Any:
     """Loads torch only when a network is asked for, so that `architecture` can be read without it."""
-    if name == "VGG":
-        from vggexp.models.vgg import VGG
-
-        return VGG
-    if name == "AlexNet":
-        from vggexp.models.alexnet import AlexNet
-
-        return AlexNet
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{name.lower()}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,7 +61,8 @@ def find(places: Sequence[Path]) -> list[Run]:
         if not place.is_dir():
             raise UserError(f"{place}: no such folder; name that of a run or of a sweep, or last")
         folders = [path.parent for path in place.rglob(layout.RESULT)]
-        folders += [place / name for name in planned(place) if not (place / name / layout.RESULT).exists()]
+        planned = [place / job["folder"] for job in sweep_value(place, "jobs") or ()]
+        folders += [folder for folder in planned if not (folder / layout.RESULT).exists()]
         if not folders:
             raise UserError(f"{place}: holds no run; name the folder of a run or of a sweep, or last")
         for folder in sorted(folders, key=_order):
@@ -87,12 +88,12 @@ def sweep(folder: Path) -> dict[str, Any]:
     return content
 
 
-def planned(folder: Path) -> list[str]:
-    """The folders that a sweep will have; none where there is no readable sweep."""
+def sweep_value(folder: Path, key: str) -> Any:
+    """A value of `sweep.json`; None where there is no readable sweep."""
     try:
-        return [entry["folder"] for entry in sweep(folder)["jobs"]]
+        return sweep(folder).get(key)
     except UserError:
-        return []
+        return None
 
 
 def is_sweep(folder: Path) -> bool:
@@ -101,16 +102,9 @@ def is_sweep(folder: Path) -> bool:
 
 
 def started(folder: Path) -> str:
-    """When a run was started, as ISO 8601; empty where that cannot be read."""
-    return str(read(folder).result.get("started") or "")
-
-
-def sweep_started(folder: Path) -> str:
-    """When a sweep was started last, as ISO 8601; empty where that cannot be read."""
-    try:
-        return str(sweep(folder).get("started") or "")
-    except UserError:
-        return ""
+    """When a run or a sweep was started, as ISO 8601; empty where that cannot be read."""
+    when = sweep_value(folder, "started") if is_sweep(folder) else read(folder).result.get("started")
+    return str(when or "")
 
 
 def varied(configs: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Which run, sweep or checkpoint is meant: by a folder, a file, or the word `last`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp.errors import UserError
@@ -64,8 +64,7 @@ def _folder(name: str, key: str, file: str, kind: str) -> Path:
 
 def _latest(place: str, kind: str, *files: str) -> Path:
     """The folder in which one of `files` says that it was started last."""
-    started: dict[str, Callable[[Path], str]] = {layout.SWEEP: read.sweep_started, layout.RESULT: read.started}
-    found = [path for pattern in files for path in paths.outputs().glob(f"*/{pattern}")]
+    found = [path.parent for pattern in files for path in paths.outputs().glob(f"*/{pattern}")]
     if not found:
         raise UserError(f"{place}: there is no {kind} under {paths.outputs()}/; start one, or name its folder")
-    return max(found, key=lambda path: started[path.name](path.parent)).parent
+    return max(found, key=read.started)
