@@ -80,6 +80,16 @@ def test_a_finished_run_says_so_and_continues_only_for_more_epochs(tmp_path: Pat
     assert (extended["config"]["trainer"]["max_epochs"], len(extended["resumed"])) == (3, 1)
 
 
+def test_a_run_resumes_though_a_key_was_added_since(tmp_path: Path) -> None:
+    cfg = configure(*QUICK, "trainer.max_epochs=1")
+    run(cfg, tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = checkpoint.read(path, "run")
+    del content["config"]["step"]["test_time_flip"]
+    CheckpointFiles({}).save_checkpoint(content, path)
+    assert run(configure(*QUICK), tmp_path, resume=True)["epochs"] == 2
+
+
 def test_a_longer_run_stretches_its_schedule(tmp_path: Path) -> None:
     cfg = configure(*QUICK, "scheduler=onecycle", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
     run(cfg, tmp_path)

@@ -16,7 +16,7 @@ from vggexp import inspection
 from vggexp.checkpoints import file, io, pretrained
 from vggexp.config import precision
 from vggexp.config.instantiate import datamodule
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
 from vggexp.inspection import loggers
 from vggexp.inspection.csvlog import CSVLogger
@@ -146,7 +146,8 @@ def _resumed(path: Path | None, cfg: Config) -> tuple[int, str | None]:
         return 0, None
     content = file.read(path, "resume")
     try:
-        resuming.check_same(cfg.model_dump(by_alias=True), content["config"])
+        now, then = flatten(cfg.model_dump(by_alias=True)), flatten(content["config"])
+        resuming.check_same({key: now[key] for key in now if key in then}, then)  # keys may have been added since
         return int(content["first_step"]), content.get("precision")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"resume={path}: is not a checkpoint that a run can resume from") from error
