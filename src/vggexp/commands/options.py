@@ -1,6 +1,5 @@
 """What the commands share: KEY=VALUE arguments, mistakes in one line, an output folder."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vggexp.config import compose
+from vggexp.config.messages import nearest
 from vggexp.errors import UserError
 
 
@@ -56,10 +56,8 @@ def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ())
         if key.startswith(tuple(overridable)) and overridable:
             overrides.append(arg)
         elif key not in names:
-            nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
             also = f", and {', '.join(f'{k}*' if k.endswith('.') else k for k in overridable)}" if overridable else ""
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise UserError(f"{arg}: unknown key; the keys are {', '.join(names)}{also}{hint}")
+            raise UserError(f"{arg}: unknown key; the keys are {', '.join(names)}{also}{nearest(key, names)}")
         else:
             given[key] = text
     try:

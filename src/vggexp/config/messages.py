@@ -36,7 +36,7 @@ def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader)
                     return f"{key}={choice}: must be one of {', '.join(choices)}"
                 if choice is not None and str(choice) not in choices:
                     text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
-                    return text + _nearest(str(choice), choices, f"{key}=")
+                    return text + nearest(str(choice), choices, f"{key}=")
             chosen.append(text_of(override))
     try:
         base = compose(config_name, overrides=chosen, return_hydra_config=True)
@@ -54,7 +54,7 @@ def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader)
                 names = [n for n in names if n not in ("hydra", "_target_")]
                 if not where:
                     names = sorted({*names, *(g for g in groups if "/" not in g and g != "hydra")})
-                return _unknown(".".join(parts), _value_text(override), where, part, names)
+                return _unknown(".".join(parts), text_of(override).partition("=")[2], where, part, names)
             if OmegaConf.is_interpolation(node, part):
                 break
             node = node[part]
@@ -66,17 +66,13 @@ def text_of(override: Override) -> str:
     return override.input_line or ""
 
 
-def _value_text(override: Override) -> str:
-    return text_of(override).partition("=")[2]
-
-
 def _unknown(key: str, value: str, where: str, part: str, names: list[str]) -> str:
     prefix = f"{where}." if where else ""
     has = f"{where or 'the config'} has {', '.join(names)}" if names else f"{where} has no keys below it"
-    return f"{key}={value}: unknown key; {has}" + _nearest(part, names, prefix)
+    return f"{key}={value}: unknown key; {has}" + nearest(part, names, prefix)
 
 
-def _nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
+def nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
     match = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{match[0]}?" if match else ""
 
@@ -98,7 +94,7 @@ def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseMod
     text = dict.fromkeys(f["msg"].replace("Input should be ", "").replace("Input should ", "") for f in same)
     hint = ""
     if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-        hint = _nearest(fault["input"], fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
+        hint = nearest(fault["input"], fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
     return f"{key}={value}: must be {' or '.join(text)}{hint}"
 
 

@@ -44,35 +44,31 @@ class TensorBoard(Board):
     def __init__(self, logger: TensorBoardLogger) -> None:
         self.logger = logger
 
-    @property
-    def _writer(self) -> Any:
-        return self.logger.experiment
-
     def picture(self, tag: str, picture: Picture, step: int) -> None:
-        self._writer.add_image(tag, picture, step, dataformats="HWC")
+        self.logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        self._writer.add_histogram(tag, values, step, bins=60)
+        self.logger.experiment.add_histogram(tag, values, step, bins=60)
 
     def text(self, tag: str, markdown: str) -> None:
-        self._writer.add_text(tag, markdown, 0)
+        self.logger.experiment.add_text(tag, markdown, 0)
 
     def pr_curve(self, tag: str, labels: Tensor, probabilities: Tensor, step: int) -> None:
-        self._writer.add_pr_curve(tag, labels, probabilities, step)
+        self.logger.experiment.add_pr_curve(tag, labels, probabilities, step)
 
     def graph(self, net: nn.Module, images: Tensor) -> None:
-        self._writer.add_graph(net, images)
+        self.logger.experiment.add_graph(net, images)
 
     def projector(self, tag: str, features: Tensor, labels: Sequence[str], images: Tensor, step: int) -> None:
         thumbnails = 1 - images.unsqueeze(1).float().expand(-1, 3, -1, -1) / 255  # dark on light, as the page
-        self._writer.add_embedding(features, list(labels), thumbnails, step, tag)
+        self.logger.experiment.add_embedding(features, list(labels), thumbnails, step, tag)
 
     def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         charts = {
             section: {title: ["Multiline", list(tags)] for title, tags in titles.items()}
             for section, titles in layout.items()
         }
-        self._writer.add_custom_scalars(charts)
+        self.logger.experiment.add_custom_scalars(charts)
 
 
 class MLflow(Board):

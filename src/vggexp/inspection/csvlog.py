@@ -26,13 +26,7 @@ class CSVLogger(Logger):
         self._keep_below: float = first_step
         self._begun = False
 
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
+    name = version = ""
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
         """Does nothing: hyperparameters are in result.json."""

@@ -35,7 +35,8 @@ def start(session: Session) -> int:
     """
     job = session.job()
     folder = Path(job.raw.hydra.run.dir)
-    if _is_restarted() and (folder / layout.RESULT).exists():
+    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    if any(map(int, restarts)) and (folder / layout.RESULT).exists():
         return continue_run(job.cfg, folder, manifest.load(folder, f"hydra.run.dir={folder}"))
     content = manifest.collect(job.cfg)
     if not is_worker():
@@ -164,11 +165,6 @@ def is_worker() -> bool:
     """Whether this is one of the further processes of trainer=ddp: the first one keeps `result.json`."""
     rank = os.environ.get("SLURM_PROCID") if int(os.environ.get("SLURM_NTASKS", 1)) > 1 else None
     return int(os.environ.get("RANK") or rank or os.environ.get("LOCAL_RANK") or 0) > 0
-
-
-def _is_restarted() -> bool:
-    """Whether torchrun or SLURM has started these processes before."""
-    return any(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _known(error: Exception, cfg: Config, folder: Path) -> UserError | None:

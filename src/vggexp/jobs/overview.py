@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
@@ -43,17 +42,15 @@ class Overview:
         self._begun, self._before = time.monotonic(), 0.0
 
     def __enter__(self) -> Self:
-        for folder in self.jobs:
-            run = read.read(folder)
-            if run.status in ("completed", "pruned"):
-                self.seen[folder] = run  # by an earlier start, so not an event
+        # what an earlier start has done is not an event
+        self.seen = {run.folder: run for run in map(read.read, self.jobs) if run.status in ("completed", "pruned")}
         self._before = sum(self._done(run) for run in self.seen.values())
         if self.console.is_terminal:
             self._live.start()
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         self._look()

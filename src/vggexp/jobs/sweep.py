@@ -71,13 +71,9 @@ def arguments(name: str, args: list[str]) -> list[str]:
         if not other.startswith(CHANGEABLE):
             raise UserError(f"{other}: cannot be combined with sweep=; the sweep's own arguments are used")
     folder = select.sweep(name, "sweep")
-    given = {_key(other) for other in others} | {"allowed_packages", "hydra.sweep.dir"}
-    stored = [arg for arg in read.sweep(folder)["arguments"] if _key(arg) not in given]
+    given = {other.partition("=")[0] for other in others} | {"allowed_packages", "hydra.sweep.dir"}
+    stored = [arg for arg in read.sweep(folder)["arguments"] if arg.partition("=")[0] not in given]
     return [*stored, *others, compose.quote("hydra.sweep.dir", folder)]
-
-
-def _key(argument: str) -> str:
-    return argument.partition("=")[0]
 
 
 class Sweep(Sweeper):

@@ -52,7 +52,7 @@ def show_sweep(folder: Path) -> None:
         return
     varied = read.varied([run.config for run in found])
     rows = []
-    for run in sorted(found, key=_rank):
+    for run in sorted(found, key=lambda run: -(read.objective(run) or 0.0)):
         numbers = {name: metrics.text(name, run.number(name)) for name in metrics.SUMMARY}
         if run.status != "completed":
             numbers["test/acc"] = run.status
@@ -64,8 +64,3 @@ def show_sweep(folder: Path) -> None:
     for run in found:
         if run.status != "completed":
             terminal.say(f"{run.folder.relative_to(folder)}: {run.status}: {run.reason}")
-
-
-def _rank(run: read.Run) -> float:
-    score = read.objective(run)
-    return 1.0 if score is None or score != score else -score
