@@ -102,7 +102,8 @@ def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks
     if cfg.trainer.max_steps is not None:
         own.insert(0, MaxSteps(cfg.trainer.max_steps))
     if cfg.trainer.enable_progress_bar and terminal.console().is_terminal:
-        own.append(RichProgressBar(refresh_rate=5))
+        batches = 6_000_000 // (cfg.data.batch_size * cfg.data.resize**2)  # drawing slows the training threads
+        own.append(RichProgressBar(refresh_rate=min(100, max(1, batches))))
     if cfg.trainer.early_stopping.patience is not None:
         own.append(EarlyStopping(metrics.OBJECTIVE, mode="max", **cfg.trainer.early_stopping.model_dump()))
     logger = loggers.make(cfg, folder, first_step if resume else None)
