@@ -47,7 +47,7 @@ def stop_at(count: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **options)
 
-    _at(Saver, "_asked", count, act)
+    _at(Saver, "_heed_signals", count, act)
 
 
 def kill_in_write(count: int) -> None:
