@@ -10,9 +10,7 @@ Writes evaluation.json, per_class.csv, confusion.csv, confusion.png and mistakes
 wrong with the highest probability.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vggexp.commands import options
 from vggexp.inference import load
@@ -45,12 +43,9 @@ def main(args: list[str]) -> int:
         "calibration error": f"{scores['calibration_error']:.4f}",
     }
     if network.result is not None and "test/acc" in network.result:
-        summary["the run stored"] = _compared(network.result, scores)
+        stored = network.result
+        same = all(stored[name] == scores[name] for name in ("test/acc", "test/loss"))
+        other = f"other numbers: accuracy {stored['test/acc']!r}, loss {stored['test/loss']!r}"
+        summary["the run stored"] = "the same numbers" if same else other
     console.print(terminal.pairs(summary | {"tables, pictures": terminal.short(folder)}))
     return 0
-
-
-def _compared(stored: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    if all(stored[name] == scores[name] for name in ("test/acc", "test/loss")):
-        return "the same numbers"
-    return f"other numbers: accuracy {stored['test/acc']!r}, loss {stored['test/loss']!r}"

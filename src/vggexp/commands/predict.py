@@ -11,7 +11,7 @@ Names what pictures show.
   batch_size  pictures at a time (default: 256)
   device      auto, cpu, cuda or mps (default: auto)
 
-Colours become grey by their luma; a picture that is not square is padded with black, and every picture is brought to
+Colors become gray by their luma; a picture that is not square is padded with black, and every picture is brought to
 28×28 pixels, as the training images, before it is enlarged for the network. A file that cannot be read is named and
 left out; the exit code is then 1.
 """
@@ -20,7 +20,7 @@ import contextlib
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -66,7 +66,8 @@ def main(args: list[str]) -> int:
     network = load.load(given.run, overrides)
     from vggexp.inference.predict import predict
 
-    images = pictures.read(_with_progress(paths, console), given.invert, refuse)
+    shown = track(paths, "reading", console=console, disable=len(paths) < 2 or not console.is_terminal)
+    images = pictures.read(shown, given.invert, refuse)
     predictions = predict(network, images, given.batch_size, _device(given.device))
     suffix = given.output.suffix[1:] if given.output else ""
     form: Format = given.format or (suffix if suffix in ("csv", "json") else "table")  # type: ignore[assignment]
@@ -107,11 +108,6 @@ def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: 
         table = terminal.table(("file", "class", "probability", "next", "after"), rows, left=2)
         width = None if file.isatty() else terminal.WIDTH
         Console(file=file, highlight=False, markup=False, width=width).print(table)
-
-
-def _with_progress(paths: list[Path], console: Console) -> Iterable[Path]:
-    """The paths, with a progress bar on a terminal."""
-    return track(paths, "reading", console=console, disable=len(paths) < 2 or not console.is_terminal)
 
 
 def _device(name: str) -> "torch.device":
