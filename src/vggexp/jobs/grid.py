@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vggexp.config.compose import Job, Session
+from vggexp.config.compose import Job
 from vggexp.errors import UserError
 from vggexp.jobs.overview import Watched
 from vggexp.jobs.sweep import Entry, Sweep, refuse_processes, watched
@@ -14,11 +14,7 @@ from vggexp.system import terminal
 
 
 class Grid(Sweep):
-    """Trains every config of a command line that is not done; `again` refuses those that were not asked for before."""
-
-    def __init__(self, session: Session, again: bool) -> None:
-        super().__init__(session)
-        self.again = again
+    """Trains every config of a command line that is not done yet."""
 
     def sweep(self, arguments: list[str]) -> int:
         """Returns the exit code: 1 if a run did not complete."""
@@ -38,22 +34,20 @@ class Grid(Sweep):
                 f"sweep={folder}: its arguments now make other configs, because the project's have changed; "
                 "start a new sweep with the same command"
             )
-        entries = []
         for job in jobs:
-            name = known.get(job.cfg.hash())
-            if name is None:
+            if job.cfg.hash() not in known:
                 name = job.subdir(len(planned))
-                if name in [entry["folder"] for entry in planned]:
+                if name in known.values():
                     raise UserError(f"hydra.sweep.subdir={name}: is the name of two jobs; leave it to be their number")
+                known[job.cfg.hash()] = name
                 planned.append({"folder": name, "config_hash": job.cfg.hash(), "overrides": job.overrides})
-            entries.append(Entry(folder / name, job.overrides, job.cfg))
-        self.write(folder, arguments, planned, _identity(entry["config_hash"] for entry in planned))
-        return entries
+        self.write(folder, arguments, planned, _identity(known))
+        return [Entry(folder / known[job.cfg.hash()], job.overrides, job.cfg) for job in jobs]
 
     def _train(self, folder: Path, entries: Sequence[Entry]) -> int:
-        states = {entry.folder: read.read(entry.folder).status for entry in entries}
-        todo = [entry for entry in entries if states[entry.folder] not in ("completed", "running")]
-        done = sum(status == "completed" for status in states.values())
+        states = [read.read(entry.folder).status for entry in entries]
+        todo = [entry for entry, state in zip(entries, states, strict=True) if state not in ("completed", "running")]
+        done = states.count("completed")
         terminal.say(f"{len(entries)} jobs in {terminal.short(folder)}: {done} done, {len(todo)} to do")
         jobs = {e.folder: Watched(label, e.cfg) for e, label in zip(entries, labels(entries), strict=True)}
         with watched(jobs, folder):

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from vggexp.jobs import launcher
 from vggexp.runs import layout, manifest, resume, select, tables
 from vggexp.system import terminal
 from vggexp.system.signals import Interrupted, Signals, reason
-
-COMMAND = "vggexp train"
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 """The errors of a full, broken or protected disk."""
@@ -124,7 +122,7 @@ def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = Fals
                 interrupted(stop.signum)
                 if is_worker():
                     return 0  # else Lightning would kill the first process before it has recorded its end
-                again_with = f"{COMMAND} resume={terminal.short(folder)}"
+                again_with = f"vggexp train resume={terminal.short(folder)}"
                 print(f"vggexp: stopped by {stop}; to continue: {again_with}", file=sys.stderr)
                 raise
             except Pruned as stop:
@@ -153,12 +151,11 @@ def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = Fals
 def _train(cfg: Config, folder: Path, again: bool, signals: Signals, trial: Path | None) -> dict[str, Any]:
     from vggexp.training.run import run  # torch and Lightning: only now, when nothing is left to refuse
 
-    callbacks = []
-    if trial is not None and trial.exists():
-        from vggexp.jobs.pruning import Pruning
+    if trial is None or not trial.exists():
+        return run(cfg, folder, resume=again, signals=signals)
+    from vggexp.jobs.pruning import Pruning
 
-        callbacks.append(Pruning(trial))
-    return run(cfg, folder, resume=again, signals=signals, callbacks=callbacks)
+    return run(cfg, folder, resume=again, signals=signals, callbacks=[Pruning(trial)])
 
 
 def is_worker() -> bool:
@@ -171,12 +168,9 @@ def _known(error: Exception, cfg: Config, folder: Path) -> UserError | None:
     """The message for an error of the system; None if it is not one that a user can put right."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return UserError(
-            f"data.batch_size={cfg.data.batch_size}: out of memory; try half of it with "
-            "trainer.accumulate_grad_batches=2, a smaller data.resize, a larger model.ratio, or "
-            "trainer.precision=bf16-mixed",
-            1,
-        )
+        half = "half of it with trainer.accumulate_grad_batches=2"
+        remedy = f"{half}, a smaller data.resize, a larger model.ratio, or trainer.precision=bf16-mixed"
+        return UserError(f"data.batch_size={cfg.data.batch_size}: out of memory; try {remedy}", 1)
     if isinstance(error, OSError) and error.errno in DISK:
         remedy = f"make it writable or free some space, then resume={folder}"
         return UserError(f"{error.filename or folder}: {error.strerror}; {remedy}", 1)
@@ -194,17 +188,12 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
     """Redirects standard output and error into a file, also those of libraries and child processes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    before = [os.dup(1), os.dup(2)]
-    with open(path, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
+    with ExitStack() as stack, open(path, "ab") as file:
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            before = os.dup(number)
+            stack.callback(os.close, before)
+            stack.callback(os.dup2, before, number)
+            stack.callback(stream.flush)
+            os.dup2(file.fileno(), number)
         yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, number in zip(before, (1, 2), strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)

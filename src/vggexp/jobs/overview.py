@@ -16,8 +16,7 @@ from vggexp.config.schema import Config
 from vggexp.runs import metrics, read
 from vggexp.runs.read import Run
 
-OVER = ("completed", "pruned", "failed", "unreadable")  # A job of this status has ended
-
+OVER = ("completed", "pruned", "failed", "unreadable")  # a job of this status has ended
 SCORES = (metrics.OBJECTIVE, metrics.WITHOUT_VALIDATION)
 RUNNING = ("train/loss", metrics.OBJECTIVE)
 SHOWN = 8  # running jobs that have a line of their own
@@ -33,8 +32,8 @@ class Watched(NamedTuple):
 class Overview:
     """Reads the jobs' folders, wherever they run; a terminal shows progress, a file gets a line for each event."""
 
-    def __init__(self, jobs: dict[Path, Watched], total: int = 0, every: float = 1.0) -> None:
-        self.jobs, self._total, self.every = jobs, total, every
+    def __init__(self, jobs: dict[Path, Watched], total: int = 0) -> None:
+        self.jobs, self._total = jobs, total
         self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False)
         self.seen: dict[Path, Run] = {}
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
@@ -58,7 +57,7 @@ class Overview:
         self.console.file.close()
 
     def _watch(self) -> None:
-        while not self._ended.wait(self.every):
+        while not self._ended.wait(1.0):
             self._look()
 
     def _look(self) -> None:
@@ -77,9 +76,8 @@ class Overview:
             return
         text = f"{run.folder.name}  {run.status}  {job.label}"
         if run.status == "completed":
-            numbers = {name: metrics.text(name, run.number(name)) for name in SCORES if run.number(name) is not None}
-            text += f"  {'  '.join(f'{name} {number}' for name, number in numbers.items())}"
-            text += f"  {metrics.text('seconds', run.result['seconds'])} s"
+            scores = [f"{name} {metrics.text(name, run.number(name))}" for name in SCORES if name in run.result]
+            text = "  ".join([text, *scores, f"{metrics.text('seconds', run.result['seconds'])} s"])
         elif run.reason:
             text += f"  {run.reason}"
         if run.status != "running":

@@ -17,7 +17,9 @@ class Pruning(L.Callback):
         content = json.loads(trial.read_text(encoding="utf-8"))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.load_study(study_name=content["study"], storage=content["storage"])
-        self.trial, self.known = _trial(study, content["number"])
+        frozen = study.get_trials()[content["number"]]  # with what it reported before it was resumed
+        # only the private id makes a trial that can report: `Study.ask` would start a new one (Optuna 4.5 to 5.0)
+        self.trial, self.known = optuna.Trial(study, frozen._trial_id), frozen.intermediate_values
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -28,12 +30,3 @@ class Pruning(L.Callback):
             self.trial.report(score, epoch)
         if epoch < (trainer.max_epochs or epoch) and self.trial.should_prune():
             raise Pruned(f"{metrics.OBJECTIVE} {score:.4f} after {epoch} epochs: behind the other trials")
-
-
-def _trial(study: optuna.Study, number: int) -> tuple[optuna.Trial, dict[int, float]]:
-    """A trial that another process has asked for, and the scores that it reported before it was resumed.
-
-    Only its private id makes a trial that can report: `Study.ask` would start a new one (Optuna 4.5 to 5.0).
-    """
-    frozen = study.get_trials()[number]
-    return optuna.Trial(study, frozen._trial_id), dict(frozen.intermediate_values)

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -47,7 +48,10 @@ class Search(Sweep):
         self.write(folder, arguments, [], identity)
         study = _study(self.settings, folder)
         failures = self._search(study, folder)
-        self._show_best(study, folder)
+        if study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            best = study.best_trial
+            score, where = metrics.text(metrics.OBJECTIVE, best.value), terminal.short(folder / str(best.number))
+            terminal.say(f"best {metrics.OBJECTIVE} {score} in {where}: {' '.join(self._overrides(best))}")
         return int(failures > 0)
 
     def _search(self, study: optuna.Study, folder: Path) -> int:
@@ -83,14 +87,6 @@ class Search(Sweep):
         content = {"storage": _storage(self.settings, folder), "study": study.study_name, "number": trial.number}
         files.write_text(folder / str(trial.number) / layout.TRIAL, json.dumps(content) + "\n")
         return Entry(folder / str(trial.number), job.overrides, job.cfg)
-
-    def _show_best(self, study: optuna.Study, folder: Path) -> None:
-        """Prints the config to continue with."""
-        if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-            return
-        best = study.best_trial
-        score, where = metrics.text(metrics.OBJECTIVE, best.value), terminal.short(folder / str(best.number))
-        terminal.say(f"best {metrics.OBJECTIVE} {score} in {where}: {' '.join(self._overrides(best))}")
 
     def _space(self) -> tuple[Space, list[str]]:
         """What is searched, and the arguments that are fixed."""
@@ -145,11 +141,9 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
     text = override.input_line
     try:
         if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
-            log = "log" in value.tags
-            low, high = value.start, value.end
-            if isinstance(low, int) and isinstance(high, int):
-                return IntDistribution(low, high, log=log), []
-            return FloatDistribution(low, high, log=log), []
+            whole = isinstance(value.start, int) and isinstance(value.end, int)
+            kind: Any = IntDistribution if whole else FloatDistribution
+            return kind(value.start, value.end, log="log" in value.tags), []
         if isinstance(value, RangeSweep) or (isinstance(value, ChoiceSweep) and value.list):
             texts = list(override.sweep_string_iterator())
             return CategoricalDistribution(texts), texts
@@ -161,12 +155,12 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
 def _study(settings: Settings, folder: Path) -> optuna.Study:
     """The study, created where it does not exist yet."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-    if settings.pruner == "median":
-        pruner = optuna.pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs)
-    elif settings.pruner == "hyperband":
-        pruner = optuna.pruners.HyperbandPruner(min_resource=settings.warmup_epochs)
-    name, storage = settings.study or folder.name, _storage(settings, folder)
+    pruners: dict[str | None, optuna.pruners.BasePruner] = {
+        None: optuna.pruners.NopPruner(),
+        "median": optuna.pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs),
+        "hyperband": optuna.pruners.HyperbandPruner(min_resource=settings.warmup_epochs),
+    }
+    name, storage, pruner = settings.study or folder.name, _storage(settings, folder), pruners[settings.pruner]
     try:
         return optuna.create_study(
             study_name=name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True

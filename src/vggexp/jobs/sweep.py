@@ -77,13 +77,13 @@ def arguments(name: str, args: list[str]) -> list[str]:
 
 
 class Sweep(Sweeper):
-    """Trains many configs in one folder, by Hydra's launchers."""
+    """Trains many configs in one folder, by Hydra's launchers; with `again`, only those that were asked for before."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, again: bool = False) -> None:
+        self.session, self.again = session, again
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.task, self.config = hydra_context, task_function, config
+        self.task = task_function
 
     def folder(self, identity: str) -> Path:
         """The folder of the sweep: the last in which a sweep of the same `identity` was begun, if there is one."""
@@ -94,16 +94,14 @@ class Sweep(Sweeper):
             folder = max(same, key=read.started, default=folder)
         if (folder / layout.RESULT).exists():
             raise UserError(f"hydra.sweep.dir={folder}: holds a run already; name another folder")
-        manifest.make_folder(folder, "hydra.sweep.dir")
-        return folder
+        with manifest.writing(folder, "hydra.sweep.dir"):
+            return folder
 
     def write(self, folder: Path, args: list[str], jobs: list[dict[str, Any]], identity: str) -> None:
         """Replaces `sweep.json`: what a later start needs to know."""
         content = {**manifest.origin(), "arguments": args, "identity": identity, "jobs": jobs}
-        try:
+        with manifest.writing(folder, "hydra.sweep.dir"):
             files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise manifest.not_writable(folder, "hydra.sweep.dir", error) from error
 
     def launch(self, folder: Path, entries: Sequence[Entry]) -> None:
         """Has Hydra's launcher train, as many at once as it does; returns when all have ended."""
@@ -112,14 +110,9 @@ class Sweep(Sweeper):
         OmegaConf.save(config, folder / layout.MULTIRUN)
         for name in ("hydra", "hydra_plugins"):
             logging.getLogger(name).setLevel(logging.WARNING)  # the overview says it
-        jobs = [
-            [
-                *entry.overrides,
-                compose.quote("hydra.sweep.dir", folder.resolve()),
-                compose.quote("hydra.sweep.subdir", entry.folder.relative_to(folder)),
-            ]
-            for entry in entries
-        ]
+        at = compose.quote("hydra.sweep.dir", folder.resolve())
+        names = [compose.quote("hydra.sweep.subdir", entry.folder.relative_to(folder)) for entry in entries]
+        jobs = [[*entry.overrides, at, name] for entry, name in zip(entries, names, strict=True)]
         size = config.hydra.sweeper.max_batch_size or len(jobs)
         name = config.hydra.runtime.choices["hydra/launcher"]
         if name == "submitit_local":  # starts all at once; the other launchers divide the threads themselves
@@ -150,8 +143,8 @@ def watched(jobs: dict[Path, Watched], folder: Path, total: int = 0) -> Iterator
         finally:
             tables.show_sweep(folder)
     except Interrupted as stopped:
-        again = f"{job.COMMAND} sweep={terminal.short(folder)}"
-        print(f"vggexp: stopped by {stopped}; to continue: the same command, or {again}", file=sys.stderr)
+        again = f"the same command, or vggexp train sweep={terminal.short(folder)}"
+        print(f"vggexp: stopped by {stopped}; to continue: {again}", file=sys.stderr)
         raise
 
 

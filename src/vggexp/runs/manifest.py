@@ -70,29 +70,24 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def claim(folder: Path, content: Mapping[str, Any], key: str) -> None:
-    """Makes a folder, named by a config key, this run's own; of two processes that try, one succeeds."""
-    make_folder(folder, key)
-    try:
-        with open(folder / layout.RESULT, "x", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-    except FileExistsError as error:
-        raise UserError(f"{key}={folder}: holds a run already; name another folder") from error
-    except OSError as error:
-        raise not_writable(folder, key, error) from error
-
-
-def make_folder(folder: Path, key: str) -> None:
-    """Creates a folder and those above it."""
+@contextmanager
+def writing(folder: Path, key: str) -> Iterator[None]:
+    """Makes a folder to write into; if the system refuses, the error names the config key that chose the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise not_writable(folder, key, error) from error
+        raise UserError(f"{key}={folder}: {error.strerror}; name a folder that can be written", 1) from error
 
 
-def not_writable(folder: Path, key: str, error: OSError) -> UserError:
-    """The error to raise where a folder, named by a config key, refused a file."""
-    return UserError(f"{key}={folder}: {error.strerror}; name a folder that can be written", 1)
+def claim(folder: Path, content: Mapping[str, Any], key: str) -> None:
+    """Makes a folder, named by a config key, this run's own; of two processes that try, one succeeds."""
+    with writing(folder, key):
+        try:
+            with open(folder / layout.RESULT, "x", encoding="utf-8") as file:
+                json.dump(content, file, indent=2)
+        except FileExistsError as error:
+            raise UserError(f"{key}={folder}: holds a run already; name another folder") from error
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
@@ -119,19 +114,16 @@ def lock(folder: Path, place: str, file: str = layout.RESULT, seconds: float = 1
             yield
     except Timeout:
         owner = json.loads((folder / file).read_text(encoding="utf-8"))
-        raise UserError(
-            f"{place}: is running, as process {owner.get('pid')} on {owner.get('host')}; stop that first"
-        ) from None
+        process = f"process {owner.get('pid')} on {owner.get('host')}"
+        raise UserError(f"{place}: is running, as {process}; stop that first") from None
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a process works in a folder; its `result.json` says so even after the process was killed."""
+    if not (folder / layout.LOCK).exists():
+        return False
     try:
-        if (folder / layout.LOCK).exists():
-            with FileLock(folder / layout.LOCK, timeout=0):
-                return False
-        return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that only others may write into
-        return False
+        with FileLock(folder / layout.LOCK, timeout=0):
+            return False
+    except OSError as error:  # a Timeout, or this user may not write into the folder
+        return isinstance(error, Timeout)

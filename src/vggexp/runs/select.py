@@ -12,16 +12,12 @@ LAST = "last"
 
 def run(name: str, key: str) -> Path:
     """The folder of the run that the option `key` names: a folder, or `last` for the run that was started last."""
-    if _is_last(name):
-        return _latest(f"{key}={name}", "run", layout.RESULT, f"*/{layout.RESULT}")
-    return _folder(name, key, layout.RESULT, "run folder")
+    return _folder(name, key, "run", layout.RESULT, f"*/{layout.RESULT}")
 
 
 def sweep(name: str, key: str) -> Path:
-    """The folder of a sweep; the arguments and the error are as of `run`."""
-    if _is_last(name):
-        return _latest(f"{key}={name}", "sweep", layout.SWEEP)
-    return _folder(name, key, layout.SWEEP, "sweep folder")
+    """The folder of the sweep that the option `key` names, in the same way."""
+    return _folder(name, key, "sweep", layout.SWEEP)
 
 
 def places(names: Sequence[str], default: Sequence[Path] = ()) -> list[Path]:
@@ -32,33 +28,36 @@ def places(names: Sequence[str], default: Sequence[Path] = ()) -> list[Path]:
 
 def checkpoint(name: str, key: str) -> Path:
     """The checkpoint file that is meant: itself, or the one that a finished run was tested with."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    if (path := Path(name).expanduser()).is_file():
         return path
     if not (path.is_dir() or _is_last(name)):
         raise UserError(f"{key}={name}: no such file or folder; name a run folder, a checkpoint file, or {LAST}")
-    folder = run(name, key)
-    found, tested = read.read(folder), layout.tested_checkpoint(folder)
-    place = f"{key}={folder}"
+    found = read.read(run(name, key))
+    tested = layout.tested_checkpoint(found.folder)
+    fault = "holds no checkpoint; name another run"
     if found.status == "unreadable":
-        raise UserError(f"{place}: {found.reason}")
-    if found.status != "completed":
+        fault = found.reason
+    elif found.status != "completed":
         reason = f" ({found.reason})" if found.reason else ""
         remedy = f"; to use what it has so far, set {key}={tested}" if tested.exists() else ""
-        raise UserError(f"{place}: did not finish: its status is {found.status}{reason}{remedy}")
-    if not tested.exists():
-        raise UserError(f"{place}: holds no checkpoint; name another run")
-    return tested
+        fault = f"did not finish: its status is {found.status}{reason}{remedy}"
+    elif tested.exists():
+        return tested
+    raise UserError(f"{key}={found.folder}: {fault}")
 
 
 def _is_last(name: str) -> bool:
     return name == LAST and not Path(name).exists()
 
 
-def _folder(name: str, key: str, file: str, kind: str) -> Path:
+def _folder(name: str, key: str, kind: str, *files: str) -> Path:
+    """The folder that a name means, which holds the first of `files`; for `last`, all of them are looked for."""
+    if _is_last(name):
+        return _latest(f"{key}={name}", kind, *files)
     path = Path(name).expanduser()
-    if not (path / file).is_file():
-        raise UserError(f"{key}={name}: is not a {kind}, for it holds no {file}; name a {kind}, or {LAST}")
+    if not (path / files[0]).is_file():
+        what = f"{kind} folder"
+        raise UserError(f"{key}={name}: is not a {what}, for it holds no {files[0]}; name a {what}, or {LAST}")
     return path
 
 
