@@ -26,11 +26,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code.
-
-    Args:
-        argv: its name and its arguments; by default those of the process.
-    """
+    """Runs a command, given its name and arguments, by default those of the process; returns the exit code."""
     name, *args = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-sc", "--shell-completion"):
         return _complete()
@@ -62,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _complete() -> int:
     """Shell completion, as Hydra does it, one word further: `eval "$(vggexp -sc install=bash)"`."""
-    line = os.environ.get("COMP_LINE")
-    if line is not None:
+    if (line := os.environ.get("COMP_LINE")) is not None:
         words = line.split(" ")
         if len(words) < 3:
             print(" ".join(COMMANDS))

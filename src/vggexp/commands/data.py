@@ -20,8 +20,12 @@ def main(args: list[str]) -> int:
     """Returns the exit code."""
     logging.basicConfig(format="%(message)s")
     cfg = compose.config(*args)
-    known = cfg.data.target == "vggexp.data.FashionMNIST"  # spares the import of Lightning
-    spec = idx.FASHION_MNIST if known else _source(cfg.data.target)
+    spec = idx.FASHION_MNIST
+    if cfg.data.target != "vggexp.data.FashionMNIST":  # else the import of Lightning is spared
+        from vggexp.config.instantiate import locate
+        from vggexp.data.datamodule import FashionMNIST
+
+        spec = locate(cfg.data.target, FashionMNIST).source
     columns = TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=terminal.console()) as bar:
         tasks = {name: bar.add_task(name, total=None) for name in spec.sha256}
@@ -34,11 +38,3 @@ def main(args: list[str]) -> int:
             bar.update(tasks[name], total=len(content), completed=len(content))
     terminal.say(f"{spec.name}: {len(files)} files verified in {paths.cache(cfg.data.cache_dir) / spec.name}")
     return 0
-
-
-def _source(target: str) -> idx.IDXSet:
-    from vggexp.config.instantiate import locate
-    from vggexp.data.datamodule import FashionMNIST
-
-    source: idx.IDXSet = locate(target, FashionMNIST).source
-    return source

@@ -49,10 +49,10 @@ def main(args: list[str]) -> int:
             differences = export(network, folder, given.formats, given.input)
     except ImportError as error:
         raise UserError(f"formats: {error.name} is not installed: pip install 'vggexp[export]'", 1) from error
-    rows = []
-    for name, difference in differences.items():
-        path = folder / FILES[name]
-        rows.append([path, f"{path.stat().st_size / 2**20:.1f} MiB", f"{difference:.1e}"])
+    rows = [
+        [path := folder / FILES[name], f"{path.stat().st_size / 2**20:.1f} MiB", f"{difference:.1e}"]
+        for name, difference in differences.items()
+    ]
     header = ("file", "size", f"largest difference of the logits of {TEST_IMAGES} test images")
     terminal.console().print(terminal.table(header, rows))
     return 0

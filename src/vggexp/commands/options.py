@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from vggexp.config import compose
 from vggexp.config.messages import nearest
@@ -41,11 +41,7 @@ def output(folder: Path) -> Iterator[None]:
 
 
 def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ()) -> tuple[T, dict[str, Any]]:
-    """The options of a command, and apart from them overrides of the run's config.
-
-    Args:
-        overridable: the keys of the config, or their beginnings, that may be overridden, for example "data.".
-    """
+    """The options of a command, and the overrides of the run's config whose keys begin like one of `overridable`."""
     given: dict[str, str] = {}
     overrides = []
     names = list(schema.model_fields)
@@ -60,13 +56,7 @@ def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ())
             raise UserError(f"{arg}: unknown key; the keys are {', '.join(names)}{also}{nearest(key, names)}")
         else:
             given[key] = text
-    try:
-        options = schema.model_validate(given)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = str(fault["loc"][0])
-        if fault["type"] == "missing":
-            raise UserError(f"{key}: missing; give {key}=…") from None
-        reason = fault["msg"].replace("Input should be ", "must be ")
-        raise UserError(f"{key}={given[key]}: {reason}") from None
-    return options, compose.values(overrides)
+    for name, field in schema.model_fields.items():
+        if field.is_required() and name not in given:
+            raise UserError(f"{name}: missing; give {name}=…")
+    return compose.validate(given, schema), compose.values(overrides)

@@ -11,7 +11,7 @@ Names what pictures show.
   batch_size  pictures at a time (default: 256)
   device      auto, cpu, cuda or mps (default: auto)
 
-Colors become gray by their luma; a picture that is not square is padded with black, and every picture is brought to
+Colours become grey by their luma; a picture that is not square is padded with black, and every picture is brought to
 28×28 pixels, as the training images, before it is enlarged for the network. A file that cannot be read is named and
 left out; the exit code is then 1.
 """
@@ -35,8 +35,6 @@ from vggexp.inference import load
 from vggexp.system import hardware, terminal
 
 if TYPE_CHECKING:
-    import torch
-
     from vggexp.inference.predict import Prediction
 
 Format = Literal["table", "csv", "json"]
@@ -66,9 +64,12 @@ def main(args: list[str]) -> int:
     network = load.load(given.run, overrides)
     from vggexp.inference.predict import predict
 
-    shown = track(paths, "reading", console=console, disable=len(paths) < 2 or not console.is_terminal)
-    images = pictures.read(shown, given.invert, refuse)
-    predictions = predict(network, images, given.batch_size, _device(given.device))
+    hidden = len(paths) < 2 or not console.is_terminal
+    device = hardware.device(given.device)
+    if given.device not in ("auto", device.type):
+        raise UserError(f"device={given.device}: is not available here; set device=auto")
+    images = pictures.read(track(paths, "reading", console=console, disable=hidden), given.invert, refuse)
+    predictions = predict(network, images, given.batch_size, device)
     suffix = given.output.suffix[1:] if given.output else ""
     form: Format = given.format or (suffix if suffix in ("csv", "json") else "table")  # type: ignore[assignment]
     with contextlib.ExitStack() as stack:
@@ -91,27 +92,16 @@ def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: 
     elif form == "json":
         separator = "["
         for name, row, best in ranked:
-            line = {
-                "file": name,
-                "class": classes[best[0]],
-                "probability": row[best[0]],
-                "probabilities": dict(zip(classes, row, strict=True)),
-            }
-            file.write(f"{separator}\n{json.dumps(line)}")
+            line = {"file": name, "class": classes[best[0]], "probability": row[best[0]]}
+            probabilities = dict(zip(classes, row, strict=True))
+            file.write(f"{separator}\n{json.dumps(line | {'probabilities': probabilities})}")
             separator = ","
         file.write("\n]\n" if separator == "," else "[]\n")
     else:
-        rows = []
-        for name, row, best in ranked:
-            others = [f"{classes[n]} {row[n]:.1%}" for n in best[1:3]]
-            rows.append([name, classes[best[0]], f"{row[best[0]]:.1%}", *others])
+        rows = [
+            [name, classes[best[0]], f"{row[best[0]]:.1%}", *(f"{classes[n]} {row[n]:.1%}" for n in best[1:3])]
+            for name, row, best in ranked
+        ]
         table = terminal.table(("file", "class", "probability", "next", "after"), rows, left=2)
         width = None if file.isatty() else terminal.WIDTH
         Console(file=file, highlight=False, markup=False, width=width).print(table)
-
-
-def _device(name: str) -> "torch.device":
-    device = hardware.device(name)
-    if name not in ("auto", device.type):
-        raise UserError(f"device={name}: is not available here; set device=auto")
-    return device

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from vggexp.inspection.cost import Cost, Measured
     from vggexp.inspection.networks import Network
 
-LAYER = ("layer", "kind", "output shape", "parameters", "MACs", "activations")
-TOTAL = ("network", "parameters", "MACs", "activations", "training memory")
-MEASURED = ("measured", "s per step", "images/s")
-
 
 def main(args: list[str]) -> int:
     """Returns the exit code."""
@@ -45,7 +41,12 @@ def main(args: list[str]) -> int:
     with options.output(own.output):
         costs = [cost.estimate(cfg) for cfg in configs]
         if len(configs) == 1:
-            _show_layers(costs[0])
+            layers = map(networks.layer_row, costs[0].layers)
+            rows = [
+                [*texts, f"{parameters:,}", _millions(macs), _mib(size)] for *texts, parameters, macs, size in layers
+            ]
+            header = ("layer", "kind", "output shape", "parameters", "MACs", "activations")
+            terminal.console().print(terminal.table(header, rows, left=3))
         found = [
             networks.Network(name, cfg, estimate, _measure(name, cfg, estimate) if own.measure else None)
             for name, cfg, estimate in zip(names, configs, costs, strict=True)
@@ -73,26 +74,18 @@ def _measure(name: str, cfg: Config, estimate: "Cost") -> "Measured | None":
     return None
 
 
-def _show_layers(cost: "Cost") -> None:
-    from vggexp.inspection import networks
-
-    rows = [
-        [name, kind, shape, f"{parameters:,}", _millions(macs), _mib(activations)]
-        for name, kind, shape, parameters, macs, activations in map(networks.layer_row, cost.layers)
-    ]
-    terminal.console().print(terminal.table(LAYER, rows, left=3))
-
-
 def _show_totals(networks: "list[Network]") -> None:
     rows = []
     for network in networks:
         cost, measured = network.cost, network.measured
-        row = [network.name, _millions(cost.parameters), _millions(cost.macs)]
-        row += [_mib(cost.activation_bytes), _mib(cost.memory_bytes)]
+        counts, sizes = (cost.parameters, cost.macs), (cost.activation_bytes, cost.memory_bytes)
+        row = [network.name, *map(_millions, counts), *map(_mib, sizes)]
         if measured:
             row += [_mib(measured.memory_bytes), f"{measured.seconds:.3f}", f"{network.images_per_second:,.0f}"]
         rows.append(row)
-    header = (*TOTAL, *MEASURED) if any(network.measured for network in networks) else TOTAL
+    header = ["network", "parameters", "MACs", "activations", "training memory"]
+    if any(network.measured for network in networks):
+        header += ["measured", "s per step", "images/s"]
     terminal.console().print(terminal.table(header, rows))
     batches = ", ".join(sorted({str(network.cfg.data.batch_size) for network in networks}))
     terminal.say(

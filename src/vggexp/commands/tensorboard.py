@@ -37,25 +37,22 @@ def main(args: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="vggexp-tensorboard-") as folder:
         names.link(places, Path(folder))
         threading.Thread(target=_keep_linking, args=(places, Path(folder)), daemon=True).start()
-        return _serve(folder, given.port)
+        from tensorboard import program
+
+        server = program.TensorBoard()
+        port = [] if given.port is None else ["--port", str(given.port)]
+        flags = ["--logdir", folder, "--host", "localhost", "--reload_interval", "5", *port]
+        server.configure(argv=["tensorboard", *flags])
+        try:
+            url = server.launch()
+        except program.TensorBoardServerException as error:
+            raise UserError(f"port={given.port}: {error.msg}", 1) from error
+        terminal.say(f"TensorBoard: {url} (Ctrl-C ends it)")
+        sys.stdout.flush()
+        threading.Event().wait()
+        return 0
 
 
 def _keep_linking(places: Sequence[Path], folder: Path) -> None:
     while not threading.Event().wait(10):
         names.link(places, folder)
-
-
-def _serve(folder: str, port: int | None) -> int:
-    from tensorboard import program
-
-    server = program.TensorBoard()
-    chosen = ["--port", str(port)] if port is not None else []
-    server.configure(argv=["tensorboard", "--logdir", folder, "--host", "localhost", "--reload_interval", "5", *chosen])
-    try:
-        url = server.launch()
-    except program.TensorBoardServerException as error:
-        raise UserError(f"port={port}: {error.msg}", 1) from error
-    terminal.say(f"TensorBoard: {url} (Ctrl-C ends it)")
-    sys.stdout.flush()
-    threading.Event().wait()
-    return 0

@@ -16,8 +16,7 @@ MULTIRUN = "multirun.yaml"
 OVERRIDES = Path(".hydra", "overrides.yaml")
 OUTPUT = "output.log"  # what a job of a sweep would have printed on the terminal
 STOP = ".stop"  # the sweep was stopped: a job that still waits in a queue must not begin
-TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"
-"""The study that a run is a trial of, and the lock of the process that works on it."""
+TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"  # which trial of which study a run is, and the lock of its process
 STUDY = "study.db"
 
 

@@ -25,17 +25,12 @@ METRICS = {
     "parameters": Metric(",.0f"),
     "epochs": Metric(".0f"),
 }
-SCORES = tuple(name for name in METRICS if "/" in name)
-"""The scores of the three stages, in the order in which they are printed."""
-
+SCORES = tuple(name for name in METRICS if "/" in name)  # in the order in which they are printed
 COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss")  # the scores by which runs are compared
-
-SUMMARY = ("val/acc", "test/acc", "test/loss", "images_per_second", "seconds")
-"""The numbers in the closing table of a sweep."""
-
+SUMMARY = ("val/acc", "test/acc", "test/loss", "images_per_second", "seconds")  # in the closing table of a sweep
 COSTS = ("seconds", "images_per_second", "peak_memory_bytes", "parameters", "epochs")
 OBJECTIVE, WITHOUT_VALIDATION = "val/acc", "test/acc"
-"""What choices are made by, and what is shown in its place where nothing was validated."""
+"""The score that choices are made by, and the one shown in its place where nothing was validated."""
 
 T = TypeVar("T")
 

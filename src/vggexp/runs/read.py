@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,7 @@ class Run(NamedTuple):
     @property
     def config(self) -> dict[str, Any]:
         """The values of the config, each under its keys joined by dots."""
-        config = self.result.get("config")
-        return flatten(config) if isinstance(config, Mapping) else {}
+        return flatten(self.result.get("config", {}))
 
     def number(self, name: str) -> float | None:
         """A result, if it is a number."""
@@ -107,9 +106,8 @@ def started(folder: Path) -> str:
     return str(when or "")
 
 
-def varied(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The keys in which configs differ; of keys that always change together, a `model.` key follows another."""
-    configs = list(configs)
+def varied(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys in which configs differ; of keys that always change together, only one, no `model.` key if possible."""
     keys = dict.fromkeys(key for config in configs for key in config)
     columns = {key: tuple(str(config.get(key)) for config in configs) for key in keys}
     names = [key for key in columns if len(set(columns[key])) > 1]

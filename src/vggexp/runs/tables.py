@@ -11,12 +11,9 @@ from vggexp.system import terminal
 
 def announce(cfg: Config, folder: Path) -> None:
     """Prints one line before anything heavy is loaded."""
-    data = cfg.data
-    terminal.say(
-        f"{network_name(cfg.model.spec())}, {data.resize} px, {cfg.optimizer.target.rpartition('.')[2]} "
-        f"lr {cfg.optimizer.lr:g}, batch {data.batch_size}, {cfg.trainer.precision}, seed {cfg.seed} "
-        f"→ {terminal.short(folder)}"
-    )
+    what = f"{network_name(cfg.model.spec())}, {cfg.data.resize} px"
+    how = f"{cfg.optimizer.target.rpartition('.')[2]} lr {cfg.optimizer.lr:g}, batch {cfg.data.batch_size}"
+    terminal.say(f"{what}, {how}, {cfg.trainer.precision}, seed {cfg.seed} → {terminal.short(folder)}")
 
 
 def network_name(model: Mapping[str, Any]) -> str:
@@ -30,14 +27,14 @@ def network_name(model: Mapping[str, Any]) -> str:
 
 def show_result(result: Mapping[str, Any], folder: Path) -> None:
     """Prints the table at the end of a run."""
-    speed = metrics.text("images_per_second", result["images_per_second"])
+    texts = {name: metrics.text(name, result.get(name)) for name in metrics.METRICS}
     rows = {
-        "test accuracy": metrics.text("test/acc", result.get("test/acc")),
-        "test loss": metrics.text("test/loss", result.get("test/loss")),
+        "test accuracy": texts["test/acc"],
+        "test loss": texts["test/loss"],
         "epochs": f"{result['epochs']} (tested: {result['best_epoch'] or 'untrained'})",
-        "training speed": f"{speed} images/s",
-        "time": f"{metrics.text('seconds', result['seconds'])} s",
-        "parameters": metrics.text("parameters", result["parameters"]),
+        "training speed": f"{texts['images_per_second']} images/s",
+        "time": f"{texts['seconds']} s",
+        "parameters": texts["parameters"],
         "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
         "run folder": terminal.short(folder),
     }
