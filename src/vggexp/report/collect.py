@@ -60,12 +60,10 @@ class Report(NamedTuple):
 
     title: str
     runs: list[Run]
-    configs: list[dict[str, Any]]  # the config of each run, its keys joined by dots
     axes: list[str]  # the keys that vary, without the seed
     objective: str  # val/acc, or test/acc where nothing was validated
     groups: list[Group]  # the best first
     curves: list[list[dict[str, float]]]  # what each run logged at the end of each epoch
-    commands: list[str]  # what repeats each run
     machines: list[str]  # what the completed runs were trained on
     notes: list[str]  # what a reader should know before comparing
     differences: list[tuple[str, str, str]]  # where there are two runs: key, value, other value
@@ -84,17 +82,19 @@ class Report(NamedTuple):
 
     def levels(self) -> list[tuple[str, str, Group]]:
         """Each axis, each of its values, and the runs that have it."""
-        having: dict[tuple[str, str], list[Run]] = {}
-        for run, config in zip(self.runs, self.configs, strict=True):
-            for axis in self.axes if config else ():
-                having.setdefault((axis, runs.text(config.get(axis))), []).append(run)
-        order = sorted(having, key=lambda level: (self.axes.index(level[0]), number_first(level[1])))
-        return [(axis, value, Group({axis: value}, having[axis, value])) for axis, value in order]
+        levels = []
+        for axis in self.axes:
+            having: dict[str, list[Run]] = {}
+            for run in self.runs:
+                if config := run.config:
+                    having.setdefault(runs.text(config.get(axis)), []).append(run)
+            levels += [(axis, value, Group({axis: value}, having[value])) for value in sorted(having, key=number_first)]
+        return levels
 
     def pair(self) -> tuple[str, str] | None:
         """The two axes of a heatmap: resize and learning rate where they vary, else the first two."""
-        wanted = [axis for axis in ("data.resize", "optimizer.lr") if axis in self.axes]
-        chosen = [*wanted, *(axis for axis in self.axes if axis not in wanted)]
+        wanted = ["data.resize", "optimizer.lr"]
+        chosen = sorted(self.axes, key=lambda axis: wanted.index(axis) if axis in wanted else len(wanted))
         return (chosen[0], chosen[1]) if len(chosen) > 1 else None
 
 
@@ -116,33 +116,30 @@ def number_first(text: str) -> tuple[int, float, str]:
 
 def collect(places: Sequence[Path], found: Sequence[Run]) -> Report:
     """Puts runs side by side."""
-    configs = [run.config for run in found]
-    axes = [key for key in runs.varied([config for config in configs if config]) if key != SEED]
+    axes = [key for key in runs.varied([run.config for run in found if run.config]) if key != SEED]
     validated = any(run.number(metrics.OBJECTIVE) is not None for run in found)
     objective = metrics.OBJECTIVE if validated else metrics.WITHOUT_VALIDATION
     by_values: dict[tuple[str, ...], Group] = {}
-    for run, config in zip(found, configs, strict=True):
-        if config:
+    for run in found:
+        if config := run.config:
             values = {axis: config.get(axis) for axis in axes}
             by_values.setdefault(tuple(map(str, values.values())), Group(values, [])).runs.append(run)
     groups = sorted(by_values.values(), key=lambda group: -(score.mean if (score := group.spread(objective)) else -1.0))
     return Report(
         title=", ".join(terminal.short(place.resolve()) for place in places),
         runs=list(found),
-        configs=configs,
         axes=axes,
         objective=objective,
         groups=groups,
         curves=[runs.epochs(run.folder) for run in found],
-        commands=[_command(run) for run in found],
         machines=list(dict.fromkeys(_machine(run) for run in found if run.status == "completed")),
         notes=_notes(found),
         differences=_differences(found) if len(found) == 2 else [],
     )
 
 
-def _command(run: Run) -> str:
-    """What trains a run again, from what Hydra has noted of it."""
+def command(run: Run) -> str:
+    """The command that repeats a run, from what Hydra has noted of it; empty where that cannot be read."""
     try:
         overrides = OmegaConf.load(run.folder / layout.OVERRIDES)
         flags = [arg for arg in run.result["command"] if arg.startswith("--config")]

@@ -16,19 +16,22 @@ from vggexp.runs import read as runs
 NAMED = 10  # groups that have a color and a name in a figure, the best; the others are gray
 
 STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+BESIDE: Any = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 7}
+LEGEND: Any = {"fontsize": 7, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
 def draw(report: Report, folder: Path) -> list[str]:
     """Writes each figure for which there are enough runs, as `NAME.png` and `NAME.svg`; returns the names."""
     drawn = []
     with rc_context(STYLE):
-        for name, figure in (
-            ("curves", _curves(report, "epoch")),
-            ("time", _curves(report, "train_seconds")),
-            ("heatmap", _heatmap(report)),
-            ("pareto", _pareto(report)),
-            ("parallel", _parallel(report)),
-        ):
+        figures = {
+            "curves": _curves(report, "epoch"),
+            "time": _curves(report, "train_seconds"),
+            "heatmap": _heatmap(report),
+            "pareto": _pareto(report),
+            "parallel": _parallel(report),
+        }
+        for name, figure in figures.items():
             if figure is not None:
                 folder.mkdir(exist_ok=True)
                 for kind in ("png", "svg"):
@@ -47,45 +50,38 @@ def label(group: Group) -> str:
 def _curves(report: Report, against: str) -> Figure | None:
     """The objective against epochs or the time trained so far; a band of one standard deviation over seeds."""
     curves = {id(run): curve for run, curve in zip(report.runs, report.curves, strict=True)}
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _scores_against(report, PROGRESS[against], logarithmic=against != "epoch")
     for n, group in reversed(list(enumerate(report.groups))):
         epochs = zip_longest(*(curves[id(run)] for run in group.runs), fillvalue={})  # of each epoch, all seeds' scores
         spreads = [[spread([row.get(name) for row in rows]) for name in (against, report.objective)] for rows in epochs]
         points = [(x.mean, y.mean, y.deviation or 0.0) for x, y in spreads if x is not None and y is not None]
         if not points:
             continue
-        place, mean, deviation = np.array(points).T
-        named = n < NAMED
-        color = f"C{n}" if named else "0.8"
-        marker = "o" if len(points) == 1 else None
-        text, width = (label(group), 1.5) if named else (None, 0.6)
-        axes.plot(place, mean, color=color, marker=marker, lw=width, label=text)
-        if named and deviation.any():
-            axes.fill_between(place, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
+        progress, mean, deviation = np.array(points).T
+        color, text, width = (f"C{n}", label(group), 1.5) if n < NAMED else ("0.8", None, 0.6)
+        axes.plot(progress, mean, color=color, marker="o" if len(points) == 1 else None, lw=width, label=text)
+        if n < NAMED and deviation.any():
+            axes.fill_between(progress, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
     if not axes.lines:
         return None
-    if against == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    else:
-        _time(axes)
-    axes.set_xlabel(PROGRESS[against])
-    axes.set_ylabel(report.objective)
-    _legend(axes)
+    axes.legend(*(each[::-1] for each in axes.get_legend_handles_labels()), **LEGEND)
     return figure
 
 
-def _time(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(LogFormatter())
-    axes.xaxis.set_minor_formatter(LogFormatter())
-    axes.tick_params(axis="x", which="both", length=3, pad=3)  # labels on one line
-
-
-def _legend(axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+def _scores_against(report: Report, title: str, *, logarithmic: bool) -> tuple[Figure, Axes]:
+    """An empty figure of the objective against whole numbers or, on a logarithmic axis, plain ones."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(title)
+    axes.set_ylabel(report.objective)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(LogFormatter())
+        axes.xaxis.set_minor_formatter(LogFormatter())
+        axes.tick_params(axis="x", which="both", length=3, pad=3)  # labels on one line
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
 
 
 def _heatmap(report: Report) -> Figure | None:
@@ -123,18 +119,13 @@ def _pareto(report: Report) -> Figure | None:
     points = [(s.mean, o.mean, n) for s, o, n in found if s is not None and o is not None]
     if len(points) < 2:
         return None
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _scores_against(report, "seconds", logarithmic=True)
     for seconds, score, n in points:
-        named = n < NAMED
-        color, text = (f"C{n}", label(report.groups[n])) if named else ("0.8", None)
+        color, text = (f"C{n}", label(report.groups[n])) if n < NAMED else ("0.8", None)
         axes.plot(seconds, score, "o", color=color, label=text)
     front = pareto([(seconds, score) for seconds, score, _ in points])
     axes.plot(*np.array(front).T, color="0.4", lw=1, drawstyle="steps-post", zorder=0)
-    _time(axes)
-    axes.set_xlabel("seconds")
-    axes.set_ylabel(report.objective)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(**LEGEND)
     return figure
 
 
@@ -156,22 +147,22 @@ def _parallel(report: Report) -> Figure | None:
     low, high = scores.min(), max(scores.max(), scores.min() + 1e-9)
     figure = Figure(figsize=(1.5 + 1.3 * (len(report.axes) + 1), 3.6), layout="constrained")
     axes = figure.subplots()
-    heights = [(scores - low) / (high - low)]
+    shares = (scores - low) / (high - low)
+    heights = []
     for x, axis in enumerate(report.axes):
         texts = [runs.text(group.values[axis]) for group, _ in scored]
         levels = sorted(set(texts), key=number_first)
         places = {text: n / max(1, len(levels) - 1) for n, text in enumerate(levels)}
-        heights.insert(-1, np.array([places[text] for text in texts]))
+        heights.append([places[text] for text in texts])
         for text in levels if len(levels) <= 12 else [levels[0], levels[-1]]:
-            spot: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "zorder": 5}
             paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-            axes.annotate(text, (x, places[text]), fontsize=7, bbox=paper, **spot)
+            axes.annotate(text, (x, places[text]), va="center", zorder=5, bbox=paper, **BESIDE)
     for end, value in ((0.0, low), (1.0, high)):
-        axes.annotate(f"{value:.3f}", (len(report.axes), end), xytext=(4, 0), textcoords="offset points", fontsize=7)
+        axes.annotate(f"{value:.3f}", (len(report.axes), end), **BESIDE)
+    lines = np.array([*heights, shares])
     for n in np.argsort(scores):
-        color = colormaps["cividis"](float(heights[-1][n]))
-        axes.plot(range(len(heights)), [height[n] for height in heights], color=color, lw=1.2)
-    axes.set_xticks(range(len(heights)), [*report.axes, report.objective], rotation=15)
+        axes.plot(lines[:, n], color=colormaps["cividis"](float(shares[n])), lw=1.2)
+    axes.set_xticks(range(len(lines)), [*report.axes, report.objective], rotation=15)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="0.85")

@@ -3,27 +3,23 @@
 from pathlib import Path
 
 from vggexp.report import figures, page
-from vggexp.report.collect import SEED, Report
+from vggexp.report.collect import SEED, Report, command
 from vggexp.runs.metrics import COMPARED, COSTS
 from vggexp.system import files, terminal
 
 
 def write(report: Report, folder: Path) -> None:
     """Writes `runs.csv`, `report.md`, `report.html` and `figures/`."""
-    _write_csv(report, folder / "runs.csv")
+    axes, numbers = (*report.axes, SEED), (*COMPARED, *COSTS)
+    rows = []
+    for run in report.runs:
+        row = [terminal.short(run.folder), run.status, *map(run.config.get, axes), *map(run.number, numbers)]
+        rows.append([*row, run.result.get("config_hash"), run.reason, command(run)])
+    header = ["run", "status", *axes, *numbers, "config_hash", "reason", "command"]
+    files.write_csv(folder / "runs.csv", header, rows)
     names = figures.draw(report, folder / "figures")
     files.write_text(folder / "report.md", _markdown(report, names))
     page.write(report, folder / "report.html")
-
-
-def _write_csv(report: Report, path: Path) -> None:
-    """A row for each run."""
-    axes, numbers = (*report.axes, SEED), (*COMPARED, *COSTS)
-    rows = []
-    for run, config, command in zip(report.runs, report.configs, report.commands, strict=True):
-        row = [terminal.short(run.folder), run.status, *map(config.get, axes), *map(run.number, numbers)]
-        rows.append([*row, run.result.get("config_hash"), run.reason, command])
-    files.write_csv(path, ["run", "status", *axes, *numbers, "config_hash", "reason", "command"], rows)
 
 
 def _markdown(report: Report, names: list[str]) -> str:
@@ -37,8 +33,7 @@ def _markdown(report: Report, names: list[str]) -> str:
         lines += ["", _row(["differs", *(terminal.short(run.folder) for run in report.runs)]), _row(["---"] * 3)]
         lines += [_row(list(row)) for row in report.differences]
     lines += ["", *(f"Machine: {machine}." for machine in report.machines)]
-    if report.notes:
-        lines += ["", *(f"Note: {note}." for note in report.notes)]
+    lines += ["", *(f"Note: {note}." for note in report.notes)] if report.notes else []
     lines += ["", *(f"![{name}](figures/{name}.svg)" for name in names)]
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
 """A report as one HTML file that needs no network: its data, its charting library and its script are inside."""
 
 import json
+import math
 import os
 from datetime import datetime
 from importlib import resources
@@ -8,19 +9,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vggexp.report.collect import CURVES, PROGRESS, SEED, Report
+from vggexp.report.collect import CURVES, PROGRESS, SEED, Report, command
 from vggexp.runs import read as runs
 from vggexp.runs.metrics import COMPARED, COSTS, METRICS
 from vggexp.system import files, terminal
 
-HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """Makes the browser refuse to fetch anything."""
 
 
 def write(report: Report, path: Path) -> None:
     """Writes the page."""
-    parts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    parts = {name: Path(__file__).with_name(f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
     data = json.dumps(content(report, path.parent), allow_nan=False, separators=(",", ":"))
     text = Template(parts["html"]).substitute(
@@ -44,7 +44,7 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
         "title": report.title,
         "made": f"{datetime.now():%Y-%m-%d %H:%M}",
         "objective": report.objective,
-        "axes": [*report.axes, *([SEED] if any(SEED in config for config in report.configs) else [])],
+        "axes": [*report.axes, *([SEED] if any(SEED in run.config for run in report.runs) else [])],
         "pair": report.pair(),
         "metrics": {
             name: {"digits": int(metric.format[-2]), "higher": metric.higher_is_better}
@@ -62,24 +62,20 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
                 "link": os.path.relpath(run.folder.resolve(), folder.resolve()).replace(os.sep, "/"),
                 "status": run.status,
                 "reason": run.reason,
-                "values": {axis: runs.text(config[axis]) for axis in (*report.axes, SEED) if axis in config},
+                "values": {key: runs.text(value) for key, value in run.config.items() if key in (*report.axes, SEED)},
                 "numbers": {name: _finite(run.number(name)) for name in (*COMPARED, *COSTS)},
                 "curve": {
                     name: [_finite(epoch.get(name)) for epoch in curve]
                     for name in (*PROGRESS, *CURVES)
                     if any(name in epoch for epoch in curve)
                 },
-                "command": command,
+                "command": command(run),
             }
-            for run, config, curve, command in zip(
-                report.runs, report.configs, report.curves, report.commands, strict=True
-            )
+            for run, curve in zip(report.runs, report.curves, strict=True)
         ],
     }
 
 
 def _finite(value: float | None) -> float | None:
     """A number that JSON can hold, rounded to six digits."""
-    if value is None or value != value or abs(value) == float("inf"):
-        return None
-    return float(f"{value:.6g}")
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

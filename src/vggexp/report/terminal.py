@@ -18,7 +18,10 @@ def show(report: Report) -> None:
     if len(report.groups) > LONGEST:
         say(f"… and {len(report.groups) - LONGEST} more; runs.csv has all")
     if report.axes and len(report.groups) > 1:
-        _show_levels(report)
+        name, rows = report.objective, []
+        for axis, value, group in report.levels()[:LONGEST]:
+            rows.append([axis, value, str(len(group.runs)), _score(group.best(name), name), group.text(name)])
+        console().print(table(("axis", "value", "runs", f"best {name}", "mean ± deviation"), rows, left=2))
     if report.differences:
         header = ["differs", *(short(run.folder) for run in report.runs)]
         console().print(table(header, report.differences, left=3))
@@ -30,13 +33,6 @@ def show(report: Report) -> None:
         say(f"note: {note}")
     if best := report.best():
         say(f"best      {short(best.folder)} ({report.objective} {_score(best, report.objective)})")
-
-
-def _show_levels(report: Report) -> None:
-    name, rows = report.objective, []
-    for axis, value, group in report.levels()[:LONGEST]:
-        rows.append([axis, value, len(group.runs), _score(group.best(name), name), group.text(name)])
-    console().print(table(("axis", "value", "runs", f"best {name}", "mean ± deviation"), rows, left=2))
 
 
 def _score(run: Run | None, name: str) -> str:
