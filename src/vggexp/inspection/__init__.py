@@ -20,11 +20,11 @@ from lightning.pytorch.loggers import Logger
 from vggexp.config.instantiate import locate
 from vggexp.config.schema import Config
 from vggexp.inspection.base import Inspection
-from vggexp.inspection.board import Board, board_of
+from vggexp.inspection.board import BOARDS, Board
 
 
 def callbacks(cfg: Config, folder: Path, logger: Logger | None) -> list[Callback]:
     """The inspections that `inspect.show` names, in its order."""
-    board = Board() if logger is None else board_of(logger)
+    board = BOARDS.get(type(logger).__name__, Board)(logger)
     kinds = [locate(target, Inspection) for target in cfg.inspect.targets()]
     return [kind(board, cfg, folder) for kind in kinds if logger is not None or kind.shows_scalars]

@@ -25,7 +25,7 @@ class Inspection(L.Callback):
     """Looks at a run between its epochs, in the first process."""
 
     shows_scalars: ClassVar[bool] = False
-    """Whether it also logs scalars, so that it is of use without a logger that shows pictures."""
+    """Whether it also logs scalars, so that it is useful without a logger that shows pictures."""
 
     def __init__(self, board: Board, cfg: Config, folder: Path) -> None:
         self.board, self.cfg, self.folder = board, cfg, folder
@@ -49,7 +49,7 @@ def log(trainer: L.Trainer, scalars: Mapping[str, float], step: int) -> None:
 
 
 def gradient_scale(trainer: L.Trainer, optimizer: Optimizer) -> float:
-    """The factor in the gradients before a step: in 16-mixed, fused optimizers divide by it themselves, later."""
+    """The factor that gradients still have before a step: in 16-mixed, fused optimizers divide by it later."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     fused = all(group.get("fused") for group in optimizer.param_groups)
     return float(scaler.get_scale()) if scaler is not None and fused else 1.0
@@ -80,7 +80,7 @@ def watched(trainer: L.Trainer, net: nn.Module, layers: Mapping[str, nn.Module])
     training = net.training
     net.eval()
     try:
-        # layer by layer, else a CPU would run several at once, and some outputs would never exist
+        # a CPU would otherwise run several layers at once, and some outputs would never exist
         with trainer.precision_plugin.forward_context(), layer_by_layer(net) if layers else nullcontext():
             yield outputs
     finally:

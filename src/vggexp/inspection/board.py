@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -15,6 +14,9 @@ Picture = NDArray[np.uint8]  # (H, W, 3)
 
 class Board:
     """Shows nothing; its subclasses override what their logger can show."""
+
+    def __init__(self, logger: Any = None) -> None:
+        self.logger = logger
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         """One image under a tag, at a step."""
@@ -41,9 +43,6 @@ class Board:
 class TensorBoard(Board):
     """Shows everything."""
 
-    def __init__(self, logger: TensorBoardLogger) -> None:
-        self.logger = logger
-
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         self.logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
@@ -64,18 +63,14 @@ class TensorBoard(Board):
         self.logger.experiment.add_embedding(features, list(labels), thumbnails, step, tag)
 
     def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        charts = {
-            section: {title: ["Multiline", list(tags)] for title, tags in titles.items()}
-            for section, titles in layout.items()
+        kinds = {
+            key: {title: ["Multiline", list(tags)] for title, tags in part.items()} for key, part in layout.items()
         }
-        self.logger.experiment.add_custom_scalars(charts)
+        self.logger.experiment.add_custom_scalars(kinds)
 
 
 class MLflow(Board):
     """Keeps pictures and texts as a run's artifacts."""
-
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         self.logger.experiment.log_image(self.logger.run_id, Image.fromarray(picture), f"{tag}/{step:06}.png")
@@ -86,9 +81,6 @@ class MLflow(Board):
 
 class WandB(Board):
     """Shows pictures, histograms and texts."""
-
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         self.logger.log_image(tag, [Image.fromarray(picture)], step=None)
@@ -103,11 +95,8 @@ class WandB(Board):
         self.logger.log_text(tag, columns=["text"], data=[[markdown]])
 
 
-def board_of(logger: Logger) -> Board:
-    """The board that shows by a logger."""
-    if isinstance(logger, TensorBoardLogger):
-        return TensorBoard(logger)
-    return {"MLFlowLogger": MLflow, "WandbLogger": WandB}[type(logger).__name__](logger)
+BOARDS: dict[str, type[Board]] = {"TensorBoardLogger": TensorBoard, "MLFlowLogger": MLflow, "WandbLogger": WandB}
+"""The board of each logger, by the name of the logger's class."""
 
 
 def tag(text: str) -> str:

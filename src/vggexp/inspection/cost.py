@@ -13,9 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,7 @@ from vggexp.system import hardware, memory
 SECONDS, STEPS = 5.0, 20  # steps are timed until either is reached, three at least
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """What one layer costs."""
 
     name: str
@@ -46,28 +44,17 @@ class Layer:
     activation_bytes: int
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What a network costs to train."""
 
     layers: list[Layer]
-    memory_bytes: int
-
-    @property
-    def parameters(self) -> int:
-        return sum(layer.parameters for layer in self.layers)
-
-    @property
-    def macs(self) -> int:
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def activation_bytes(self) -> int:
-        return sum(layer.activation_bytes for layer in self.layers)
+    parameters: int  # of all layers, as the next two
+    macs: int
+    activation_bytes: int
+    memory_bytes: int  # at the peak of a training step
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """What training steps cost on this machine."""
 
     seconds: float
@@ -81,7 +68,10 @@ def estimate(cfg: Config) -> Cost:
         net, optimizer, images, labels = _parts(cfg, cfg.data.batch_size)
         layers = _layers(net, images, cfg)
         peak = dry_run.peak(partial(_step, net, optimizer, images, labels, cfg), net, optimizer, images, labels)
-    return Cost(layers, peak)
+    parameters, macs, activations = (
+        sum(getattr(layer, name) for layer in layers) for name in ("parameters", "macs", "activation_bytes")
+    )
+    return Cost(layers, parameters, macs, activations, peak)
 
 
 def _parts(cfg: Config, batch: int, device: str | None = None) -> tuple[nn.Module, Optimizer, Tensor, Tensor]:
@@ -176,7 +166,7 @@ def _measure(cfg: Config) -> Measured:
         return partial(_step, *_parts(cfg, batch, device), cfg)
 
     memory.return_freed()
-    prepare(2)()  # loads the kernels, which are no part of the network's memory
+    prepare(2)()  # loads the kernels, which are not part of the network's memory
     gc.collect()
     memory.forget_peak()
     before = memory.peak()
@@ -198,4 +188,4 @@ def _measure(cfg: Config) -> Measured:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_measure(Config.model_validate(json.load(sys.stdin))))))
+    print(json.dumps(_measure(Config.model_validate(json.load(sys.stdin)))._asdict()))

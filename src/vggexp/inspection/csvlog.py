@@ -24,7 +24,6 @@ class CSVLogger(Logger):
         self.columns: list[str] = []
         self.rows: list[dict[str, float]] = []
         self._keep_below: float = first_step
-        self._begun = False
 
     name = version = ""
 
@@ -38,14 +37,14 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        if not self._begun or {name for row in self.rows for name in row} - set(self.columns):
+        if self._keep_below < math.inf or {name for row in self.rows for name in row} - set(self.columns):
             rows = [row for row in read.rows(self.path) if float(row["step"]) < self._keep_below] + self.rows
             columns = sorted({name for row in rows for name in row})
-            files.write_text(self.path, _text(rows, columns, header=True))
-            self.columns, self._keep_below, self._begun = columns, math.inf, True
+            files.write_text(self.path, _text([dict(zip(columns, columns, strict=True)), *rows], columns))
+            self.columns, self._keep_below = columns, math.inf
         elif self.rows:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_text(self.rows, self.columns, header=False))
+                file.write(_text(self.rows, self.columns))
         self.rows = []
 
     @rank_zero_only
@@ -59,10 +58,7 @@ class CSVLogger(Logger):
         self.save()
 
 
-def _text(rows: list[dict[str, Any]], columns: list[str], *, header: bool) -> str:
+def _text(rows: list[dict[str, Any]], columns: list[str]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
+    csv.DictWriter(buffer, columns, lineterminator="\n").writerows(rows)
     return buffer.getvalue()

@@ -8,7 +8,6 @@ import lightning as L
 import torch
 from omegaconf import OmegaConf
 
-from vggexp.config.schema import Config
 from vggexp.inspection.base import Inspection, examples, images, watched
 from vggexp.inspection.cost import estimate
 from vggexp.runs import layout, manifest
@@ -22,21 +21,16 @@ class Description(Inspection):
             return
         config = self.cfg.model_dump(by_alias=True)
         self.board.text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```")
-        self.board.text("run/layers", _layers(self.cfg))
+        rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
+        for layer in estimate(self.cfg).layers:
+            shape = "×".join(map(str, layer.shape[1:]))
+            rows.append(f"| {layer.name} | {layer.kind} | {shape} | {layer.parameters:,} | {layer.macs:,} |")
+        self.board.text("run/layers", "\n".join(rows))
         if (self.folder / layout.RESULT).exists():
             shown = {key: value for key, value in manifest.load(self.folder, "").items() if key != "config"}
             self.board.text("run/manifest", f"```json\n{json.dumps(shown, indent=2)}\n```")
         net, data = pl_module.net, pl_module.trainer.datamodule
         batch = trainer.precision_plugin.convert_input(images(trainer, data, examples(data, 1)))
         with watched(trainer, net, {}), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's tracer warns of itself
+            warnings.simplefilter("ignore")  # torch's tracer warns about its own code
             self.board.graph(net, batch)
-
-
-def _layers(cfg: Config) -> str:
-    """A Markdown table."""
-    rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
-    for layer in estimate(cfg).layers:
-        shape = "×".join(map(str, layer.shape[1:]))
-        rows.append(f"| {layer.name} | {layer.kind} | {shape} | {layer.parameters:,} | {layer.macs:,} |")
-    return "\n".join(rows)

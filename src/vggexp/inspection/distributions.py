@@ -1,4 +1,4 @@
-"""How weights and gradients are distributed, and which units never speak."""
+"""How weights and gradients are distributed, and which units are never active."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,17 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vggexp.inspection.base import (
-    Inspection,
-    examples,
-    forward,
-    gradient_scale,
-    images,
-    last_step,
-    layers_of,
-    log,
-    watched,
-)
+from vggexp.inspection import base
 from vggexp.inspection.board import tag
 
 SAMPLED = 50_000  # values of a layer that its histogram counts at most, evenly spaced
@@ -26,7 +16,7 @@ SAMPLED = 50_000  # values of a layer that its histogram counts at most, evenly 
 EXAMPLES = 200  # test images; a unit that is zero for all of them is dead
 
 
-class Distributions(Inspection):
+class Distributions(base.Inspection):
     """Shows `weights/LAYER` and `gradients/LAYER` (of the last batch); logs `dead_relu/LAYER`, a share of units."""
 
     shows_scalars = True
@@ -35,7 +25,7 @@ class Distributions(Inspection):
         if trainer.is_last_batch and self.is_due(trainer):
             for layer, parameter in _weights(pl_module.net):
                 if parameter.grad is not None:
-                    values = sample(parameter.grad) / gradient_scale(trainer, optimizer)
+                    values = sample(parameter.grad) / base.gradient_scale(trainer, optimizer)
                     self.board.histogram(f"gradients/{layer}", values, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -43,16 +33,16 @@ class Distributions(Inspection):
             return
         net, data = pl_module.net, pl_module.trainer.datamodule
         for layer, parameter in _weights(net):
-            self.board.histogram(f"weights/{layer}", sample(parameter), last_step(trainer))
-        batch = images(trainer, data, examples(data, EXAMPLES))
+            self.board.histogram(f"weights/{layer}", sample(parameter), base.last_step(trainer))
+        batch = base.images(trainer, data, base.examples(data, EXAMPLES))
         dead: dict[str, Tensor] = {}
         for part in batch.split(50):  # type: ignore[no-untyped-call]
-            with watched(trainer, net, layers_of(net, nn.ReLU)) as outputs, torch.no_grad():
-                forward(trainer, net, part)
+            with base.watched(trainer, net, base.layers_of(net, nn.ReLU)) as outputs, torch.no_grad():
+                base.forward(trainer, net, part)
             for key, output in outputs.items():
                 dead[key] = silent(output) & dead.get(key, torch.tensor(True, device=output.device))
         shares = {f"dead_relu/{tag(key)}": float(units.float().mean()) for key, units in dead.items()}
-        log(trainer, shares, last_step(trainer))
+        base.log(trainer, shares, base.last_step(trainer))
 
 
 def _weights(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,21 +1,18 @@
 """The peak memory of a training step, without running it on numbers.
 
 Nothing public of torch counts this: FakeTensorMode (tensors with a shape and a device, but no content) and MemTracker
-are private, work with torch 2.15, and are used nowhere else. Tensors on the device "meta", which are public, would not
-take the ways through a network that are a CPU's own.
+are private, work with torch 2.15, and are used nowhere else. Tensors on the device "meta" are public, but
+would not take the paths through a network that only a CPU takes.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-
-def without_content() -> AbstractContextManager[Any]:
-    """Tensors made within need no memory."""
-    return FakeTensorMode()
+without_content = FakeTensorMode
+"""A context in which new tensors need no memory."""
 
 
 def peak(step: Callable[[], None], *held: Any) -> int:

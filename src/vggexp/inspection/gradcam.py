@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
 from vggexp.inspection.pictures import gray, grid
 
-FINEST = 6  # pixels that a feature map must have on each side: coarser ones do not tell places apart
+FINEST = 6  # pixels that a feature map must have on each side: coarser maps cannot tell where something is
 
 
 class GradCAM(Inspection):
@@ -20,7 +20,7 @@ class GradCAM(Inspection):
 
     Gradient times activation, place by place (HiResCAM, Draelos and Carin 2020), of the last ReLU with maps of at least
     FINEST pixels. Grad-CAM itself first averages the gradient over all places, which is right for networks that end in
-    an average; VGG's fully connected layers weigh each place by itself, and its maps came out empty for most images.
+    an average; VGG's fully connected layers weigh each place separately, and its maps were empty for most images.
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -28,7 +28,6 @@ RESULTS = tuple(dict.fromkeys((*metrics.COMPARED, "images_per_second", *metrics.
 def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
     """The logger of a run; None if `metrics.csv` is all."""
     name = cfg.logger.name
-    logger: Logger
     if name == "csv":
         return None
     if name == "tensorboard":
@@ -38,7 +37,7 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
     path = folder / layout.LOGGER_ID
     known = path.read_text().strip() if path.exists() else None
     try:
-        logger = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
+        logger: Logger = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
         if known is None:
             files.write_text(path, f"{logger.version}\n")
             logger.log_hyperparams(_compared(cfg))
@@ -48,11 +47,10 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
 
 
 def _mlflow(cfg: Config, folder: Path, known: str | None) -> Any:
-    uri = cfg.logger.uri or f"sqlite:///{(paths.outputs() / 'mlflow.db').resolve()}"
     return MLFlowLogger(
         experiment_name=cfg.logger.project or "vggexp",
         run_name=folder.name,
-        tracking_uri=uri,
+        tracking_uri=cfg.logger.uri or f"sqlite:///{(paths.outputs() / 'mlflow.db').resolve()}",
         artifact_location=None if cfg.logger.uri else (paths.outputs() / "mlflow").resolve().as_uri(),
         run_id=known,
     )

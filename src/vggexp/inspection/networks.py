@@ -39,8 +39,7 @@ def write(networks: Sequence[Network], folder: Path, measured: bool) -> None:
     for network in networks:
         name, cfg, cost, found = network
         files.write_csv(folder / f"{name.replace(' ', '-')}.csv", LAYER, map(layer_row, cost.layers))
-        row = [name, cfg.data.resize, cfg.data.batch_size]
-        row += [cost.parameters, cost.macs, cost.activation_bytes, cost.memory_bytes]
+        row = [name, cfg.data.resize, cfg.data.batch_size, *cost[1:]]  # the sums over the layers, and the peak
         rows.append(row + ([found.memory_bytes, found.seconds, network.images_per_second] if found else []))
     files.write_csv(folder / "networks.csv", (*TOTAL, *MEASURED) if measured else TOTAL, rows)
     panels: dict[str, dict[str, list[float | None]]] = {
@@ -50,6 +49,6 @@ def write(networks: Sequence[Network], folder: Path, measured: bool) -> None:
     }
     if measured:
         runs = [network.measured for network in networks]
-        panels["training memory (GiB)"]["measured"] = [run.memory_bytes / 2**30 if run else None for run in runs]
-        panels["seconds per training step"] = {"": [run.seconds if run else None for run in runs]}
+        panels["training memory (GiB)"]["measured"] = [run and run.memory_bytes / 2**30 for run in runs]
+        panels["seconds per training step"] = {"": [run and run.seconds for run in runs]}
     figures.bars([network.name for network in networks], panels, folder / "networks.png")

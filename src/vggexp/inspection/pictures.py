@@ -1,4 +1,4 @@
-"""What the network gets, what its first layer looks for, what its blocks see."""
+"""What the network is given, what its first layer looks for, what its blocks see."""
 
 from typing import Any
 
@@ -29,9 +29,8 @@ class Pictures(Inspection):
         convs = layers_of(net, nn.Conv2d)
         if convs:
             weight = next(iter(convs.values())).weight.detach().float().cpu().mean(1)  # type: ignore[operator]
-            self.board.picture(
-                "filters/first_layer", grid([signed(w, SIDE) for w in weight[:64]], 8), last_step(trainer)
-            )
+            filters = grid([signed(kernel, SIDE) for kernel in weight[:64]], 8)
+            self.board.picture("filters/first_layer", filters, last_step(trainer))
         batch = images(trainer, data, examples(data, EXAMPLES))
         with watched(trainer, net, layers_of(net, nn.MaxPool2d)) as maps, torch.no_grad():
             forward(trainer, net, batch)

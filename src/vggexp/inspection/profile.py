@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from torch import profiler
 
 WAIT, STEPS = 2, 10
@@ -28,9 +27,6 @@ class Profile(L.Callback):
             self._watch.__exit__(None, None, None)
             self.folder.mkdir(exist_ok=True)
             self._watch.export_chrome_trace(str(self.folder / "trace.json"))
-            device = "cuda" if torch.cuda.is_available() and pl_module.device.type == "cuda" else "cpu"
-            table = self._watch.key_averages().table(
-                sort_by=f"self_{device}_time_total", row_limit=TOP, max_name_column_width=40
-            )
-            print(table)
+            by = f"self_{'cuda' if pl_module.device.type == 'cuda' else 'cpu'}_time_total"
+            print(self._watch.key_averages().table(sort_by=by, row_limit=TOP, max_name_column_width=40))
             self._watch = False

@@ -56,7 +56,7 @@ class Group(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Runs, and what a report says of them."""
+    """Runs, and what a report says about them."""
 
     title: str
     runs: list[Run]
@@ -174,7 +174,7 @@ NOTED: dict[str, Callable[[Run], str]] = {
     "processors": lambda run: str(_part(run, "hardware").get("cpu")),
     "numbers of threads": lambda run: str(run.result.get("threads")),
 }
-"""Where runs that differ should not be compared without a word."""
+"""What runs should have in common to be compared; a report notes where they do not."""
 
 
 def _notes(found: Sequence[Run]) -> list[str]:

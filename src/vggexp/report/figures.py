@@ -42,7 +42,7 @@ def draw(report: Report, folder: Path) -> list[str]:
 
 def label(group: Group) -> str:
     """What sets a group apart."""
-    names = [axis.rpartition(".")[2].strip("_") for axis in group.values]  # a figure hides what begins with a _
+    names = [axis.rpartition(".")[2].strip("_") for axis in group.values]  # matplotlib hides what begins with a _
     values = map(runs.text, group.values.values())
     return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) or "all"
 
@@ -114,7 +114,7 @@ def _heatmap(report: Report) -> Figure | None:
 
 
 def _pareto(report: Report) -> Figure | None:
-    """The objective against the time of training, and the front of groups that no other beats in both."""
+    """The objective against training time, and the front of the groups that no other group beats in both."""
     found = [(group.spread("seconds"), group.spread(report.objective), n) for n, group in enumerate(report.groups)]
     points = [(s.mean, o.mean, n) for s, o, n in found if s is not None and o is not None]
     if len(points) < 2:
