@@ -57,12 +57,13 @@ class VGG(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        architecture.check_vgg(self.arch, self.blocks, self.ratio, self.hidden)
+        _, channels = architecture.vgg_blocks(self.arch, self.blocks)
+        architecture.check_ratio(self.ratio, [*channels, self.hidden])
         return self
 
     @property
     def smallest_image(self) -> int:
-        return architecture.smallest_vgg_image(self.arch, self.blocks)
+        return int(2 ** len(architecture.vgg_blocks(self.arch, self.blocks)[1]))  # each block halves its input
 
 
 class AlexNet(Model):
@@ -72,7 +73,7 @@ class AlexNet(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        architecture.check_alexnet(self.ratio)
+        architecture.check_ratio(self.ratio, [*architecture.ALEXNET_CHANNELS, architecture.ALEXNET_HIDDEN])
         return self
 
     @property

@@ -87,7 +87,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         policy.check_files(folder)
     policy.check_overrides(flags.overrides)
     shown = (flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info)
-    flags.shows = any(map(bool, shown))
+    flags.shows = any(shown)
     return flags
 
 
@@ -111,8 +111,8 @@ class Session:
         self.flags = flags
         self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
         self.overrides = self.parse(flags.overrides)
-        self.fixed = [o for o in self.overrides if not (flags.multirun and o.is_sweep_override())]
-        self.raw = self._compose([text_of(o) for o in self.fixed])
+        self.fixed = [text_of(o) for o in self.overrides if not (flags.multirun and o.is_sweep_override())]
+        self.raw = self._compose(self.fixed)
         self.search = OmegaConf.select(self.raw, "search")
         if not (flags.multirun or self.search is None):
             raise UserError("search: tries many configs; add --multirun (-m)")
@@ -125,7 +125,7 @@ class Session:
             policy.check_hydra(raw.hydra, cfg.allowed_packages, self.flags.multirun)
         except OmegaConfBaseException as error:
             raise UserError(one_line(error)) from None
-        return Job(cfg, [text_of(o) for o in self.fixed] if overrides is None else overrides, raw)
+        return Job(cfg, list(self.fixed) if overrides is None else overrides, raw)
 
     def grid(self) -> list[Job]:
         """Every combination of the values that the command line names, each checked."""
@@ -149,11 +149,11 @@ class Session:
     def task_overrides(self) -> list[str]:
         """What the command line sets of the job itself, sweeps left out."""
         own = ("hydra.", "hydra/", "search.", "search=")
-        return [text_of(o) for o in self.fixed if not text_of(o).lstrip("+~").startswith(own)]
+        return [argument for argument in self.fixed if not argument.lstrip("+~").startswith(own)]
 
     def sweep_config(self, folder: Path) -> DictConfig:
         """The config that Hydra's launchers begin with, for a sweep in a folder."""
-        return self._compose([*map(text_of, self.fixed), quote("hydra.sweep.dir", folder), "hydra.mode=MULTIRUN"])
+        return self._compose([*self.fixed, quote("hydra.sweep.dir", folder), "hydra.mode=MULTIRUN"])
 
     def _compose(self, overrides: list[str]) -> DictConfig:
         name = self.flags.config_name or "config"

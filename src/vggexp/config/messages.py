@@ -1,6 +1,7 @@
 """What is wrong with a config, in one line: the key, the value, and what would be right."""
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -83,7 +84,8 @@ def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseMod
     path = _key(faults[0]["loc"], values)
     same = [fault for fault in faults if _key(fault["loc"], values) == path]
     fault, key = same[0], ".".join(path)
-    value = _show(fault["input"])
+    given = fault["input"]
+    value = json.dumps(given) if given is None or isinstance(given, bool) else str(given)
     if fault["type"] == "extra_forbidden":
         names = sorted(_fields(path[:-1], values, schema))
         return _unknown(key, value, ".".join(path[:-1]), path[-1], names)
@@ -93,8 +95,8 @@ def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseMod
         return (f"{key}." if key else "") + str(fault["ctx"]["error"])  # begins with the rest of the key
     text = dict.fromkeys(f["msg"].replace("Input should be ", "").replace("Input should ", "") for f in same)
     hint = ""
-    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-        hint = nearest(fault["input"], fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
+    if fault["type"] == "literal_error" and isinstance(given, str):
+        hint = nearest(given, fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
     return f"{key}={value}: must be {' or '.join(text)}{hint}"
 
 
@@ -121,12 +123,6 @@ def _fields(path: tuple[str, ...], values: Any, schema: Any) -> list[str]:
         schema = SCHEMAS[target] if target in SCHEMAS else schema.model_fields[part].annotation
     assert issubclass(schema, BaseModel)
     return [name for name in schema.model_fields if name != "target"]
-
-
-def _show(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def one_line(error: Exception) -> str:

@@ -11,9 +11,7 @@ from vggexp.errors import UserError
 from vggexp.system.paths import outputs
 
 LARGEST_FILE, LARGEST_TREE = 2**20, 10**5
-PLUGINS = ("hydra_plugins.", "vggexp.jobs.")
-"""Where launchers and sweepers may come from: the packages that Hydra looks into, and this project."""
-
+PLUGINS = ("hydra_plugins.", "vggexp.jobs.")  # launchers and sweepers: what Hydra looks into, and this project's
 HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_FOLDER, LOG_NAME = "${hydra.runtime.output_dir}/", "${hydra.job.name}"

@@ -16,7 +16,6 @@ def resolved(cfg: Config, before: str | None = None) -> Config:
 
 def line(cfg: Config) -> str:
     """Says what `auto` means, from the config that `resolved` returned."""
-    why = (
-        "native here; 32-true computes as the chapter does" if cfg.trainer.precision == "bf16-mixed" else "no bf16 here"
-    )
+    bf16 = cfg.trainer.precision == "bf16-mixed"
+    why = "native here; 32-true computes as the chapter does" if bf16 else "no bf16 here"
     return f"trainer.precision=auto: {cfg.trainer.precision} ({why})"

@@ -170,21 +170,16 @@ class Config(Section):
                 raise ValueError(
                     f"{key}={target}: not in an allowed package; to trust it, set allowed_packages=[{package}]"
                 )
-        if self.data.resize < self.model.smallest_image:
-            raise ValueError(
-                f"data.resize={self.data.resize}: too small for this network; set data.resize="
-                f"{self.model.smallest_image} or more"
-            )
-        if self.trainer.early_stopping.patience is not None and self.data.val_size == 0:
+        resize, smallest, trainer = self.data.resize, self.model.smallest_image, self.trainer
+        if resize < smallest:
+            raise ValueError(f"data.resize={resize}: too small for this network; set data.resize={smallest} or more")
+        if trainer.early_stopping.patience is not None and self.data.val_size == 0:
             raise ValueError(
                 "trainer.early_stopping.patience: watches val/acc, and data.val_size=0 leaves no validation set; "
                 "set data.val_size=5000"
             )
-        if (
-            self.trainer.precision == "16-mixed"
-            and self.trainer.gradient_clip_val is not None
-            and getattr(self.optimizer, "fused", False)
-        ):
+        clips = trainer.gradient_clip_val is not None
+        if clips and trainer.precision == "16-mixed" and getattr(self.optimizer, "fused", False):
             raise ValueError("optimizer.fused=true: cannot clip gradients in 16-mixed; set optimizer.fused=false")
         return self
 

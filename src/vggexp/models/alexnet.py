@@ -8,13 +8,7 @@ N images, C channels, H = W pixels, K classes.
 
 from torch import Tensor, nn
 
-from vggexp.models.architecture import (
-    ALEXNET_CHANNELS,
-    ALEXNET_HIDDEN,
-    ALEXNET_SMALLEST,
-    check_alexnet,
-    check_image_size,
-)
+from vggexp.models.architecture import ALEXNET_CHANNELS, ALEXNET_HIDDEN, ALEXNET_SMALLEST, check_image_size, check_ratio
 from vggexp.models.cpu.fused import Block
 from vggexp.models.layers import Init, classifier, initialize
 
@@ -45,7 +39,7 @@ class AlexNet(nn.Module):
         init: Init = "default",
     ) -> None:
         super().__init__()
-        check_alexnet(ratio)
+        check_ratio(ratio, [*ALEXNET_CHANNELS, ALEXNET_HIDDEN])
         check_image_size(image_size, ALEXNET_SMALLEST)
         a, b, c, d, e = (channels // ratio for channels in ALEXNET_CHANNELS)
         # as in VGG, max-pool before ReLU: equal bits, less work

@@ -34,28 +34,14 @@ def vgg_blocks(
     return KERNELS[arch], VGG_CHANNELS
 
 
-def check_vgg(arch: str, blocks: Sequence[Sequence[int]] | None, ratio: int, hidden: int) -> None:
-    """Raises a ValueError that begins with the key whose value is out of range."""
-    _check_ratio(ratio, [*vgg_blocks(arch, blocks)[1], hidden])
-
-
-def check_alexnet(ratio: int) -> None:
-    """Raises a ValueError that begins with `ratio` where it is out of range."""
-    _check_ratio(ratio, [*ALEXNET_CHANNELS, ALEXNET_HIDDEN])
-
-
-def smallest_vgg_image(arch: str, blocks: Sequence[Sequence[int]] | None) -> int:
-    """Pixels on a side that a VGG needs, because each block halves its input."""
-    return int(2 ** len(vgg_blocks(arch, blocks)[1]))
-
-
 def check_image_size(image_size: int, smallest: int) -> None:
     """Raises a ValueError, whose message begins with the key, for images that are too small for a network."""
     if image_size < smallest:
         raise ValueError(f"image_size={image_size}: too small for this network; it must be at least {smallest}")
 
 
-def _check_ratio(ratio: int, widths: Sequence[int]) -> None:
+def check_ratio(ratio: int, widths: Sequence[int]) -> None:
+    """Raises a ValueError, whose message begins with the key, where a network's widths are not divisible by `ratio`."""
     widest = math.gcd(*widths)
     if ratio < 1 or widest % ratio:
         divisors = ", ".join(str(n) for n in range(1, widest + 1) if widest % n == 0)

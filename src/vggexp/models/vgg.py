@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vggexp.models.architecture import check_image_size, check_vgg, smallest_vgg_image, vgg_blocks
+from vggexp.models.architecture import check_image_size, check_ratio, vgg_blocks
 from vggexp.models.cpu.fused import Block
 from vggexp.models.layers import Init, classifier, initialize
 
@@ -50,9 +50,9 @@ class VGG(nn.Module):
         init: Init = "default",
     ) -> None:
         super().__init__()
-        check_vgg(arch, blocks, ratio, hidden)
         kernels, channels = vgg_blocks(arch, blocks)
-        check_image_size(image_size, smallest_vgg_image(arch, blocks))
+        check_ratio(ratio, [*channels, hidden])
+        check_image_size(image_size, 2 ** len(channels))
         side = image_size // 2 ** len(channels)
         widths, hidden = [width // ratio for width in channels], hidden // ratio
         inputs = [in_channels, *widths[:-1]]

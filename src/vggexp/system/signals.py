@@ -75,10 +75,7 @@ class Signals:
             raise Interrupted(signum)
 
     def check(self) -> None:
-        """
-        Raises:
-            Interrupted: a signal has arrived.
-        """
+        """Raises Interrupted if a signal has arrived."""
         if self.received:
             raise Interrupted(self.received)
 

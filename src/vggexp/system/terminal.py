@@ -17,9 +17,9 @@ WIDTH = 140  # columns of a table that goes into a file or a pipe
 def console(stderr: bool = False) -> Console:
     """The terminal; a file or a pipe gets lines wide enough for every table."""
     terminal = Console(highlight=False, markup=False, stderr=stderr)
-    if terminal.is_terminal:
-        return terminal
-    return Console(highlight=False, markup=False, stderr=stderr, width=max(terminal.width, WIDTH))
+    if not terminal.is_terminal:
+        terminal.width = max(terminal.width, WIDTH)
+    return terminal
 
 
 def say(text: str, stderr: bool = False) -> None:

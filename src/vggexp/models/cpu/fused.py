@@ -40,29 +40,26 @@ class Block(nn.Sequential):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
-        layers = list(self)
-        while layers:
-            maps, count = (_run_fused(maps, layers) if self._may_fuse(maps) else None) or (layers[0](maps), 1)
-            del layers[:count]
-        return maps
-
-    def _may_fuse(self, maps: Tensor) -> bool:
         # an exported network has to work for any batch size and on any machine
         exported = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        return self.fused and maps.device.type == "cpu" and not exported
+        fuse = self.fused and maps.device.type == "cpu" and not exported
+        layers = list(self)
+        while layers:
+            maps, count = (_run_fused(maps, layers) if fuse else None) or (layers[0](maps), 1)
+            del layers[:count]
+        return maps
 
 
 @contextmanager
 def layer_by_layer(net: nn.Module) -> Iterator[None]:
     """Runs every layer of a network as itself for a while, so that its hooks are called."""
-    blocks = [module for module in net.modules() if isinstance(module, Block)]
-    before = [block.fused for block in blocks]
+    before = [(module, module.fused) for module in net.modules() if isinstance(module, Block)]
     try:
-        for block in blocks:
+        for block, _ in before:
             block.fused = False
         yield
     finally:
-        for block, fused in zip(blocks, before, strict=True):
+        for block, fused in before:
             block.fused = fused
 
 
@@ -160,6 +157,7 @@ class _InPieces(torch.autograd.Function):
         kernel = weight.to(output.dtype)
         maps_gradient = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
         weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(weight[:, 0, 0, 0])
+        padding, wanted = pair(ctx.conv.padding), [maps_gradient is not None, True, True]
         scratch = None
         if ctx.one_pass:
             scratch = maxpool.gradient_buffer(ctx.shape, output.dtype)
@@ -172,20 +170,14 @@ class _InPieces(torch.autograd.Function):
                 piece_gradient = aten.threshold_backward(piece_gradient, output[piece], 0)
             if scratch is not None:
                 buffer = scratch[: len(piece_gradient)]
-                _unpool(piece_gradient, positions[piece], buffer, None if ctx.one_pass else ctx.pool)
+                if ctx.one_pass:
+                    maxpool.backward(piece_gradient, positions[piece], buffer)
+                else:
+                    unpool = aten.max_pool2d_with_indices_backward.grad_input
+                    unpool(piece_gradient, buffer, *_window(ctx.pool), positions[piece], grad_input=buffer)
                 piece_gradient = buffer
-            to_maps, to_weight, to_bias = aten.convolution_backward(
-                piece_gradient,
-                maps[piece].to(output.dtype),
-                kernel,
-                [len(bias_gradient)],
-                ctx.conv.stride,
-                pair(ctx.conv.padding),
-                [1, 1],
-                False,
-                [0, 0],
-                1,
-                [maps_gradient is not None, True, True],
+            to_maps, to_weight, to_bias = packed_conv.gradients(
+                piece_gradient, maps[piece].to(output.dtype), kernel, ctx.conv.stride, padding, wanted
             )
             weight_gradient += to_weight
             bias_gradient += to_bias
@@ -227,13 +219,3 @@ def _max_pool(maps: Tensor, pool: nn.MaxPool2d, output: Tensor, positions: Tenso
         torch.maximum(rows[..., ::2], rows[..., 1::2], out=output)
     else:
         output.copy_(F.max_pool2d(maps, pool.kernel_size, pool.stride))
-
-
-def _unpool(gradient: Tensor, positions: Tensor, input_gradient: Tensor, pool: nn.MaxPool2d | None) -> None:
-    """Writes the gradient of a max-pool's input; without `pool`, of a 2×2 max-pool and ReLU at once."""
-    if pool is None:
-        maxpool.backward(gradient, positions, input_gradient)
-    else:
-        aten.max_pool2d_with_indices_backward.grad_input(
-            gradient, input_gradient, *_window(pool), positions, grad_input=input_gradient
-        )

@@ -55,6 +55,20 @@ def _unpack(wide: Tensor, count: int) -> Tensor:
     return maps
 
 
+def gradients(
+    gradient: Tensor,
+    maps: Tensor,
+    kernel: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    wanted: list[bool],
+) -> Any:
+    """The gradients of a convolution's input, weight and bias, each a tensor, or None where it is not wanted."""
+    return torch.ops.aten.convolution_backward(
+        gradient, maps, kernel, [len(kernel)], stride, padding, [1, 1], False, [0, 0], 1, wanted
+    )
+
+
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
@@ -68,18 +82,9 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         wide, kernel = ctx.saved_tensors
-        maps_gradient, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
-            _pack(gradient, ctx.count),
-            wide,
-            kernel,
-            [len(kernel)],
-            [1, 1],
-            [1, 1],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [ctx.needs_input_grad[0], True, ctx.has_bias],
+        wanted = [ctx.needs_input_grad[0], True, ctx.has_bias]
+        maps_gradient, weight_gradient, bias_gradient = gradients(
+            _pack(gradient, ctx.count), wide, kernel, (1, 1), (1, 1), wanted
         )
         if maps_gradient is not None:
             maps_gradient = _unpack(maps_gradient, ctx.count)
