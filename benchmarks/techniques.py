@@ -72,7 +72,7 @@ def variant(level: int, size: int) -> Callable[[], None]:
 
     def _step() -> None:
         nonlocal total, right
-        memory.keep_freed() if on("freed memory is kept") else memory.set_thresholds(mmap=2**17, trim=2**17)
+        memory.keep_freed() if on("freed memory is kept") else memory.keep_freed(2**17)
         with torch.autocast("cpu", torch.bfloat16) if on("bf16") else contextlib.nullcontext():
             logits = net(images)
             loss = F.cross_entropy(logits, labels)

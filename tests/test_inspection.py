@@ -24,8 +24,8 @@ from conftest import QUICK, TINY, Run, configure, refusal, vggexp
 from test_sweep import started
 from vggexp.checkpoints import file as checkpoint
 from vggexp.config.instantiate import datamodule, network
-from vggexp.inspection import base, callbacks, distributions, gradcam, pictures, projection
-from vggexp.inspection.board import Board
+from vggexp.inspection import base, callbacks, distributions, pictures, projection
+from vggexp.inspection.loggers import Board
 from vggexp.runs import manifest
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
@@ -188,7 +188,7 @@ def test_where_it_looks_is_gradient_times_activation(pooled: bool, tmp_path: Pat
             return torch.stack([upper, -upper], 1)
 
     class Shown(Board):
-        def picture(self, tag: str, picture: Any, step: int) -> None:
+        def add_image(self, tag: str, picture: Any, step: int, dataformats: str) -> None:
             found[tag] = picture
 
     found: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def test_where_it_looks_is_gradient_times_activation(pooled: bool, tmp_path: Pat
     trainer: Any = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
     module: Any = SimpleNamespace(net=net)
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(sets={"test": test}, resize=8))
-    gradcam.GradCAM(Shown(), configure("inspect.times=1"), tmp_path).on_train_epoch_end(trainer, module)
+    pictures.GradCAM(Shown(), configure("inspect.times=1"), tmp_path).on_train_epoch_end(trainer, module)
     sheet = found["where_it_looks/predicted_class"]
     plain, upper, lower = sheet[10, 10], sheet[:36, 98:194], sheet[60:96, 98:194]
     assert plain[0] == plain[1] == plain[2]

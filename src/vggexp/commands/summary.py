@@ -16,15 +16,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vggexp.commands import options
 from vggexp.config import compose
+from vggexp.config.messages import one_line
 from vggexp.config.schema import Config
 from vggexp.runs import tables
-from vggexp.system import hardware, paths, terminal
+from vggexp.system import files, hardware, paths, terminal
 
 if TYPE_CHECKING:
-    from vggexp.inspection.cost import Cost, Measured
-    from vggexp.inspection.networks import Network
+    from vggexp.inspection.cost import Measured
 
 
 def main(args: list[str]) -> int:
@@ -38,65 +37,36 @@ def main(args: list[str]) -> int:
     from vggexp.inspection import cost, networks  # here, so that a mistake is answered before torch is loaded
 
     names = [f"{tables.network_name(cfg.model.spec())} {cfg.data.resize}px" for cfg in configs]
-    with options.output(own.output):
-        costs = [cost.estimate(cfg) for cfg in configs]
-        if len(configs) == 1:
-            layers = map(networks.layer_row, costs[0].layers)
-            rows = [
-                [*texts, f"{parameters:,}", _millions(macs), _mib(size)] for *texts, parameters, macs, size in layers
-            ]
-            header = ("layer", "kind", "output shape", "parameters", "MACs", "activations")
-            terminal.console().print(terminal.table(header, rows, left=3))
-        found = [
-            networks.Network(name, cfg, estimate, _measure(name, cfg, estimate) if own.measure else None)
-            for name, cfg, estimate in zip(names, configs, costs, strict=True)
-        ]
-        _show_totals(found)
+    with files.writing(own.output, f"--output={own.output}"):
+        found = []
+        for name, cfg in zip(names, configs, strict=True):
+            estimate = cost.estimate(cfg)
+            measured = _measure(name, cfg, estimate.memory_bytes) if own.measure else None
+            found.append(networks.Network(name, cfg, estimate, measured))
+        if len(found) == 1:
+            networks.show(networks.LAYER, found[0].layers(), left=3)
+        more = networks.MEASURED if any(network.measured for network in found) else {}
+        networks.show(networks.TOTAL | more, [network.total() for network in found])
         networks.write(found, own.output, own.measure)
+    batches = ", ".join(sorted({str(cfg.data.batch_size) for cfg in configs}))
+    how = f"MACs of one image forward; activations of a batch of {batches}, layer by layer; training memory with"
+    terminal.say(f"{how} the batch in pieces, as a CPU takes it")
     terminal.say(f"tables and picture in {own.output}")
     return 0
 
 
-def _measure(name: str, cfg: Config, estimate: "Cost") -> "Measured | None":
+def _measure(name: str, cfg: Config, needed: int) -> "Measured | None":
     from vggexp.inspection import cost
 
     available = hardware.available_memory()
-    if cfg.trainer.accelerator == "cpu" and available is not None and estimate.memory_bytes > 0.9 * available:
-        needed, free = (f"{count / 2**30:.1f} GiB" for count in (estimate.memory_bytes, available))
-        reason = f"needs {needed}, {free} are free; set a smaller data.batch_size"
+    if cfg.trainer.accelerator == "cpu" and available is not None and needed > 0.9 * available:
+        free = f"{available / 2**30:.1f} GiB are free"
+        reason = f"needs {needed / 2**30:.1f} GiB, {free}; set a smaller data.batch_size"
     else:
         try:
             with terminal.console().status(f"measuring {name}"):
                 return cost.measure(cfg)
-        except RuntimeError as error:
-            reason = str(error)
+        except (RuntimeError, MemoryError) as error:
+            reason = one_line(error)
     terminal.say(f"{name}: not measured: {reason}")
     return None
-
-
-def _show_totals(networks: "list[Network]") -> None:
-    rows = []
-    for network in networks:
-        cost, measured = network.cost, network.measured
-        counts, sizes = (cost.parameters, cost.macs), (cost.activation_bytes, cost.memory_bytes)
-        row = [network.name, *map(_millions, counts), *map(_mib, sizes)]
-        if measured:
-            row += [_mib(measured.memory_bytes), f"{measured.seconds:.3f}", f"{network.images_per_second:,.0f}"]
-        rows.append(row)
-    header = ["network", "parameters", "MACs", "activations", "training memory"]
-    if any(network.measured for network in networks):
-        header += ["measured", "s per step", "images/s"]
-    terminal.console().print(terminal.table(header, rows))
-    batches = ", ".join(sorted({str(network.cfg.data.batch_size) for network in networks}))
-    terminal.say(
-        f"MACs of one image forward; activations of a batch of {batches}, layer by layer; training memory with "
-        "the batch in pieces, as a CPU takes it"
-    )
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.2f} M"
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"

@@ -10,19 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from vggexp.config.components import (
-    ALLOWED,
-    SCHEMAS,
-    Data,
-    Fraction,
-    Metric,
-    Model,
-    NotNegative,
-    Optimizer,
-    Positive,
-    Scheduler,
-    Section,
-)
+from vggexp.config import components
+from vggexp.config.components import ALLOWED, SCHEMAS, Metric, Positive, Section
 
 Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 """A number of batches (an integer) or a share of them (a float)."""
@@ -31,13 +20,13 @@ Batches = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 class Step(Section):
     """What happens in a step beside the network."""
 
-    label_smoothing: Fraction = 0.0
+    label_smoothing: components.Fraction = 0.0
     test_time_flip: bool = False
 
 
 class EarlyStopping(Section):
     patience: Annotated[int, Field(ge=1)] | None
-    min_delta: NotNegative
+    min_delta: components.NotNegative
 
 
 class Trainer(Section):
@@ -79,7 +68,7 @@ INSPECTIONS = {
     "distributions": "vggexp.inspection.distributions.Distributions",
     "predictions": "vggexp.inspection.predictions.Predictions",
     "pictures": "vggexp.inspection.pictures.Pictures",
-    "gradcam": "vggexp.inspection.gradcam.GradCAM",
+    "gradcam": "vggexp.inspection.pictures.GradCAM",
     "description": "vggexp.inspection.description.Description",
     "projector": "vggexp.inspection.projection.Projection",
 }
@@ -136,11 +125,11 @@ class Config(Section):
 
     seed: int = Field(ge=0, lt=2**32)
     allowed_packages: list[str]
-    data: SerializeAsAny[Data]
-    model: SerializeAsAny[Model]
+    data: SerializeAsAny[components.Data]
+    model: SerializeAsAny[components.Model]
     step: Step = Step()
-    optimizer: SerializeAsAny[Optimizer]
-    scheduler: SerializeAsAny[Scheduler]
+    optimizer: SerializeAsAny[components.Optimizer]
+    scheduler: SerializeAsAny[components.Scheduler]
     trainer: Trainer
     checkpoint: Checkpoint
     logger: Logger = Logger()
@@ -166,18 +155,14 @@ class Config(Section):
         targets |= {f"inspect.show.{n}": target for n, target in enumerate(self.inspect.targets())}
         for key, target in targets.items():
             if not target.startswith(allowed):
-                package = target.split(".")[0]
-                raise ValueError(
-                    f"{key}={target}: not in an allowed package; to trust it, set allowed_packages=[{package}]"
-                )
+                trust = f"to trust it, set allowed_packages=[{target.split('.')[0]}]"
+                raise ValueError(f"{key}={target}: not in an allowed package; {trust}")
         resize, smallest, trainer = self.data.resize, self.model.smallest_image, self.trainer
         if resize < smallest:
             raise ValueError(f"data.resize={resize}: too small for this network; set data.resize={smallest} or more")
         if trainer.early_stopping.patience is not None and self.data.val_size == 0:
-            raise ValueError(
-                "trainer.early_stopping.patience: watches val/acc, and data.val_size=0 leaves no validation set; "
-                "set data.val_size=5000"
-            )
+            nothing = "data.val_size=0 leaves no validation set; set data.val_size=5000"
+            raise ValueError(f"trainer.early_stopping.patience: watches val/acc, and {nothing}")
         clips = trainer.gradient_clip_val is not None
         if clips and trainer.precision == "16-mixed" and getattr(self.optimizer, "fused", False):
             raise ValueError("optimizer.fused=true: cannot clip gradients in 16-mixed; set optimizer.fused=false")

@@ -4,9 +4,8 @@ No inspection changes a number of the run: it looks between epochs, at test imag
 subclass of `base.Inspection` in a file of its own, and its name in `vggexp.config.schema.INSPECTIONS`.
 
 - `base`: when an inspection looks, and at which images and layers
-- `gauges`, `distributions`, `predictions`, `pictures`, `gradcam`, `description`, `projection`: the inspections
-- `board`: where pictures, histograms and texts go: TensorBoard, MLflow or Weights & Biases
-- `loggers`, `csvlog`: where numbers go: the chosen logger, and `metrics.csv`
+- `gauges`, `distributions`, `predictions`, `pictures`, `description`, `projection`: the inspections
+- `loggers`, `csvlog`: where it all goes: the chosen logger, and `metrics.csv`
 - `figures`: confusion matrices, galleries and bars, drawn by matplotlib
 - `cost`, `dry_run`, `networks`: what networks cost: per layer, as a peak estimated without a run, side by side
 - `profile`: where the time of a training step goes
@@ -20,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from vggexp.config.instantiate import locate
 from vggexp.config.schema import Config
 from vggexp.inspection.base import Inspection
-from vggexp.inspection.board import BOARDS, Board
+from vggexp.inspection.loggers import BOARDS, Board
 
 
 def callbacks(cfg: Config, folder: Path, logger: Logger | None) -> list[Callback]:

@@ -3,6 +3,7 @@
 N images, C channels, S pixels, K classes.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,7 +18,6 @@ from torch.optim import Optimizer
 
 from vggexp.config.schema import Config
 from vggexp.data.resize import prepared
-from vggexp.inspection.board import Board
 from vggexp.models.cpu.fused import layer_by_layer
 
 
@@ -27,8 +27,8 @@ class Inspection(L.Callback):
     shows_scalars: ClassVar[bool] = False
     """Whether it also logs scalars, so that it is useful without a logger that shows pictures."""
 
-    def __init__(self, board: Board, cfg: Config, folder: Path) -> None:
-        self.board, self.cfg, self.folder = board, cfg, folder
+    def __init__(self, board: Any, cfg: Config, folder: Path) -> None:
+        self.board, self.cfg, self.folder = board, cfg, folder  # `board` takes the calls of torch's SummaryWriter
 
     def is_due(self, trainer: L.Trainer) -> bool:
         """Whether pictures are shown after this epoch: after `inspect.times` epochs at most, always after the last."""
@@ -93,6 +93,11 @@ def forward(trainer: L.Trainer, net: nn.Module, batch: Tensor) -> Tensor:
     """The logits, (N, K) float32, of the network as written, not as compiled, so that its layers can be watched."""
     logits: Tensor = net.forward(trainer.precision_plugin.convert_input(batch))
     return logits.float()
+
+
+def tag(text: str) -> str:
+    """The text as a part of a tag, without the characters that tags may not have."""
+    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def layers_of(net: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:

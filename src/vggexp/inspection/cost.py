@@ -1,19 +1,16 @@
 """What a network costs: counted without running it, and measured in a process of its own.
 
-    python -m vggexp.inspection.cost < CONFIG.json      measures training steps, for `vggexp summary --measure`
-
 N images of a batch, K classes.
 """
 
 import contextlib
 import gc
-import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import torch
@@ -68,9 +65,7 @@ def estimate(cfg: Config) -> Cost:
         net, optimizer, images, labels = _parts(cfg, cfg.data.batch_size)
         layers = _layers(net, images, cfg)
         peak = dry_run.peak(partial(_step, net, optimizer, images, labels, cfg), net, optimizer, images, labels)
-    parameters, macs, activations = (
-        sum(getattr(layer, name) for layer in layers) for name in ("parameters", "macs", "activation_bytes")
-    )
+    parameters, macs, activations = (sum(column) for column in list(zip(*layers, strict=True))[3:])
     return Cost(layers, parameters, macs, activations, peak)
 
 
@@ -116,17 +111,12 @@ def _layers(net: nn.Module, images: Tensor, cfg: Config) -> list[Layer]:
     for handle in handles:
         handle.remove()
     operations = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    return [
-        Layer(
-            name,
-            type(leaves[name]).__name__,
-            shape,
-            sum(parameter.numel() for parameter in leaves[name].parameters()),
-            operations.get(name, 0) // 2 // len(images),
-            kept.get(name, 0),
-        )
-        for name, shape in shapes.items()
-    ]
+    layers = []
+    for name, shape in shapes.items():
+        kind, parameters = type(leaves[name]).__name__, sum(own.numel() for own in leaves[name].parameters())
+        macs = operations.get(name, 0) // 2 // len(images)
+        layers.append(Layer(name, kind, shape, parameters, macs, kept.get(name, 0)))
+    return layers
 
 
 def _step(net: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, cfg: Config) -> None:
@@ -147,15 +137,10 @@ def measure(cfg: Config) -> Measured:
     """Measures in a fresh process, on the GPU where there is one and the config allows it.
 
     Raises:
-        RuntimeError: the process failed; the text is the last line that it printed.
+        RuntimeError, MemoryError: the process had too little memory, or was killed.
     """
-    content = json.dumps(cfg.model_dump(by_alias=True))
-    command = [sys.executable, "-m", "vggexp.inspection.cost"]
-    done = subprocess.run(command, input=content, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
-        raise RuntimeError(lines[-1])
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_measure, cfg).result()
 
 
 def _measure(cfg: Config) -> Measured:
@@ -165,7 +150,7 @@ def _measure(cfg: Config) -> Measured:
     def prepare(batch: int) -> Callable[[], None]:
         return partial(_step, *_parts(cfg, batch, device), cfg)
 
-    memory.return_freed()
+    memory.keep_freed(2**16)
     prepare(2)()  # loads the kernels, which are not part of the network's memory
     gc.collect()
     memory.forget_peak()
@@ -185,7 +170,3 @@ def _measure(cfg: Config) -> Measured:
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
     return Measured(statistics.median(seconds), peak)
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measure(Config.model_validate(json.load(sys.stdin)))._asdict()))

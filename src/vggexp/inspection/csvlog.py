@@ -1,7 +1,6 @@
 """`metrics.csv`: what a run logs, one row for each call."""
 
 import csv
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,11 +39,11 @@ class CSVLogger(Logger):
         if self._keep_below < math.inf or {name for row in self.rows for name in row} - set(self.columns):
             rows = [row for row in read.rows(self.path) if float(row["step"]) < self._keep_below] + self.rows
             columns = sorted({name for row in rows for name in row})
-            files.write_text(self.path, _text([dict(zip(columns, columns, strict=True)), *rows], columns))
+            files.write_csv(self.path, columns, [[row.get(name) for name in columns] for row in rows])
             self.columns, self._keep_below = columns, math.inf
         elif self.rows:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_text(self.rows, self.columns))
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.rows)
         self.rows = []
 
     @rank_zero_only
@@ -56,9 +55,3 @@ class CSVLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
-
-
-def _text(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    buffer = io.StringIO()
-    csv.DictWriter(buffer, columns, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()

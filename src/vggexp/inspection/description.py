@@ -20,17 +20,17 @@ class Description(Inspection):
         if not trainer.is_global_zero or trainer.global_step:
             return
         config = self.cfg.model_dump(by_alias=True)
-        self.board.text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```")
+        self.board.add_text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```", 0)
         rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
         for layer in estimate(self.cfg).layers:
             shape = "×".join(map(str, layer.shape[1:]))
             rows.append(f"| {layer.name} | {layer.kind} | {shape} | {layer.parameters:,} | {layer.macs:,} |")
-        self.board.text("run/layers", "\n".join(rows))
+        self.board.add_text("run/layers", "\n".join(rows), 0)
         if (self.folder / layout.RESULT).exists():
             shown = {key: value for key, value in manifest.load(self.folder, "").items() if key != "config"}
-            self.board.text("run/manifest", f"```json\n{json.dumps(shown, indent=2)}\n```")
+            self.board.add_text("run/manifest", f"```json\n{json.dumps(shown, indent=2)}\n```", 0)
         net, data = pl_module.net, pl_module.trainer.datamodule
         batch = trainer.precision_plugin.convert_input(images(trainer, data, examples(data, 1)))
         with watched(trainer, net, {}), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's tracer warns about its own code
-            self.board.graph(net, batch)
+            self.board.add_graph(net, batch)

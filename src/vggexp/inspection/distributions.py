@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vggexp.inspection import base
-from vggexp.inspection.board import tag
 
-SAMPLED = 50_000  # values of a layer that its histogram counts at most, evenly spaced
-
+SAMPLED, BINS = 50_000, 60  # values of a layer that its histogram counts at most, evenly spaced, and its bars
 EXAMPLES = 200  # test images; a unit that is zero for all of them is dead
 
 
@@ -26,14 +24,14 @@ class Distributions(base.Inspection):
             for layer, parameter in _weights(pl_module.net):
                 if parameter.grad is not None:
                     values = sample(parameter.grad) / base.gradient_scale(trainer, optimizer)
-                    self.board.histogram(f"gradients/{layer}", values, trainer.global_step)
+                    self.board.add_histogram(f"gradients/{layer}", values, trainer.global_step, bins=BINS)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not self.is_due(trainer):
             return
         net, data = pl_module.net, pl_module.trainer.datamodule
         for layer, parameter in _weights(net):
-            self.board.histogram(f"weights/{layer}", sample(parameter), base.last_step(trainer))
+            self.board.add_histogram(f"weights/{layer}", sample(parameter), base.last_step(trainer), bins=BINS)
         batch = base.images(trainer, data, base.examples(data, EXAMPLES))
         dead: dict[str, Tensor] = {}
         for part in batch.split(50):  # type: ignore[no-untyped-call]
@@ -41,7 +39,7 @@ class Distributions(base.Inspection):
                 base.forward(trainer, net, part)
             for key, output in outputs.items():
                 dead[key] = silent(output) & dead.get(key, torch.tensor(True, device=output.device))
-        shares = {f"dead_relu/{tag(key)}": float(units.float().mean()) for key, units in dead.items()}
+        shares = {f"dead_relu/{base.tag(key)}": float(units.float().mean()) for key, units in dead.items()}
         base.log(trainer, shares, base.last_step(trainer))
 
 
@@ -49,7 +47,7 @@ def _weights(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The weight of each layer, without its bias."""
     for key, parameter in net.named_parameters():
         if parameter.ndim > 1:
-            yield tag(key.removesuffix(".weight")), parameter
+            yield base.tag(key.removesuffix(".weight")), parameter
 
 
 def silent(output: Tensor) -> Tensor:

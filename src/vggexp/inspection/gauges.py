@@ -10,19 +10,21 @@ from vggexp.inspection.base import Inspection, gradient_scale, log
 from vggexp.runs.metrics import SCORES
 from vggexp.system import memory
 
+LINES = "Multiline"
 CHARTS = {
     "1 training": {
-        "loss": [name for name in SCORES if name.endswith("/loss")],
-        "accuracy": [name for name in SCORES if name.endswith("/acc")],
-        "learning rate": ["lr"],
+        "loss": [LINES, [name for name in SCORES if name.endswith("/loss")]],
+        "accuracy": [LINES, [name for name in SCORES if name.endswith("/acc")]],
+        "learning rate": [LINES, ["lr"]],
     },
-    "2 classes": {"accuracy of each class, validation": ["val_class_acc/.*"]},
+    "2 classes": {"accuracy of each class, validation": [LINES, ["val_class_acc/.*"]]},
     "3 health": {
-        "gradient norm": ["grad_norm"],
-        "dead ReLUs": ["dead_relu/.*"],
-        "images a second": ["images_per_second"],
+        "gradient norm": [LINES, ["grad_norm"]],
+        "dead ReLUs": [LINES, ["dead_relu/.*"]],
+        "images a second": [LINES, ["images_per_second"]],
     },
 }
+"""Which scalars share a chart of TensorBoard, by section and title."""
 
 
 class Gauges(Inspection):
@@ -32,7 +34,7 @@ class Gauges(Inspection):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            self.board.charts(CHARTS)
+            self.board.add_custom_scalars(CHARTS)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]

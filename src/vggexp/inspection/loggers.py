@@ -1,16 +1,21 @@
-"""Where a run's numbers and pictures go beside `metrics.csv`: the logger that one word chooses."""
+"""Where a run's numbers, pictures and texts go beside `metrics.csv`: the logger that one word chooses."""
 
 import secrets
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+from torch import Tensor
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import hparams
 
 from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError, described
+from vggexp.inspection.pictures import Picture
 from vggexp.runs import layout, metrics
 from vggexp.system import files, paths
 
@@ -23,6 +28,58 @@ ASIDE = (
 
 RESULTS = tuple(dict.fromkeys((*metrics.COMPARED, "images_per_second", *metrics.SCORES)))
 """The most interesting first: TensorBoard's table shows five before it is asked for more."""
+
+
+class Board:
+    """Takes the calls of torch's SummaryWriter, `add_image` and so on, and shows nothing.
+
+    Subclasses override what their logger can show.
+    """
+
+    def __init__(self, logger: Any = None) -> None:
+        self.logger = logger
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if not name.startswith("add_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        return lambda *args, **options: None
+
+
+class TensorBoard(Board):
+    """Shows everything."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return getattr(self.logger.experiment, name)  # type: ignore[no-any-return]
+
+
+class MLflow(Board):
+    """Keeps pictures and texts as a run's artifacts."""
+
+    def add_image(self, tag: str, picture: Picture, step: int, **_: Any) -> None:
+        self.logger.experiment.log_image(self.logger.run_id, Image.fromarray(picture), f"{tag}/{step:06}.png")
+
+    def add_text(self, tag: str, markdown: str, *_: Any) -> None:
+        self.logger.experiment.log_text(self.logger.run_id, markdown, f"{tag}.md")
+
+
+class WandB(Board):
+    """Shows pictures, histograms and texts."""
+
+    def add_image(self, tag: str, picture: Picture, *_: Any, **__: Any) -> None:
+        self.logger.log_image(tag, [Image.fromarray(picture)], step=None)
+
+    def add_histogram(self, tag: str, values: Tensor, *_: Any, bins: int) -> None:
+        import wandb
+
+        bars = np.histogram(values.numpy(), bins=bins)
+        self.logger.experiment.log({tag: wandb.Histogram(np_histogram=bars)}, commit=False)
+
+    def add_text(self, tag: str, markdown: str, *_: Any) -> None:
+        self.logger.log_text(tag, columns=["text"], data=[[markdown]])
+
+
+BOARDS: dict[str, type[Board]] = {"TensorBoardLogger": TensorBoard, "MLFlowLogger": MLflow, "WandbLogger": WandB}
+"""The board of each logger, by the name of the logger's class."""
 
 
 def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:

@@ -1,16 +1,20 @@
-"""What the network is given, what its first layer looks for, what its blocks see."""
+"""What the network is given, what its first layer looks for, what its blocks see, and where it looks."""
 
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from matplotlib import colormaps
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
-from vggexp.inspection.board import Picture
 
+Picture = NDArray[np.uint8]  # (H, W, 3)
+FINEST = 6  # pixels that a feature map must have on each side: coarser maps cannot tell where something is
 EXAMPLES, CHANNELS, SIDE = 6, 8, 56  # test images, channels of each block (the most active ones), and pixels of a tile
 
 
@@ -20,7 +24,7 @@ class Pictures(Inspection):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.is_global_zero and trainer.global_step == 0 and batch_idx == 0:
             shown = batch[0][:32, 0].float().cpu()
-            self.board.picture("inputs/first_batch", grid(list(gray(shown)), 8), 0)
+            self.board.add_image("inputs/first_batch", grid(list(gray(shown)), 8), 0, dataformats="HWC")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not self.is_due(trainer):
@@ -30,7 +34,7 @@ class Pictures(Inspection):
         if convs:
             weight = next(iter(convs.values())).weight.detach().float().cpu().mean(1)  # type: ignore[operator]
             filters = grid([signed(kernel, SIDE) for kernel in weight[:64]], 8)
-            self.board.picture("filters/first_layer", filters, last_step(trainer))
+            self.board.add_image("filters/first_layer", filters, last_step(trainer), dataformats="HWC")
         batch = images(trainer, data, examples(data, EXAMPLES))
         with watched(trainer, net, layers_of(net, nn.MaxPool2d)) as maps, torch.no_grad():
             forward(trainer, net, batch)
@@ -41,7 +45,39 @@ class Pictures(Inspection):
             rows = []
             for one, picture in zip(active[:, channels], inputs, strict=True):
                 rows += [picture, *(scaled(channel, SIDE) for channel in gray(one / one.amax().clamp_min(1e-12)))]
-            self.board.picture(f"maps/block_{n}", grid(rows, 1 + len(channels)), last_step(trainer))
+            sheet = grid(rows, 1 + len(channels))
+            self.board.add_image(f"maps/block_{n}", sheet, last_step(trainer), dataformats="HWC")
+
+
+class GradCAM(Inspection):
+    """Shows `where_it_looks/predicted_class`: the parts of ten images that speak for the predicted class.
+
+    Gradient times activation, place by place (HiResCAM, Draelos and Carin 2020), of the last ReLU with maps of at least
+    FINEST pixels. Grad-CAM itself first averages the gradient over all places, which is right for networks that end in
+    an average; VGG's fully connected layers weigh each place separately, and its maps were empty for most images.
+    """
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not self.is_due(trainer):
+            return
+        net, data = pl_module.net, pl_module.trainer.datamodule
+        batch = images(trainer, data, examples(data, 10))
+        with watched(trainer, net, layers_of(net, nn.ReLU)) as outputs, torch.enable_grad():
+            predicted = forward(trainer, net, batch).max(1).values
+        fine = [maps for maps in outputs.values() if maps.ndim == 4 and min(maps.shape[2:]) >= FINEST]
+        if not fine:
+            return
+        (gradient,) = torch.autograd.grad(predicted.sum(), fine[-1])
+        looks = (gradient * fine[-1]).detach().float().cpu().sum(1, keepdim=True).relu()
+        shares = looks / looks.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        shares = F.interpolate(shares, size=96, mode="bilinear")[:, 0]
+        inputs = gray(F.interpolate(batch.float().cpu(), size=96)[:, 0])
+        tiles = []
+        for picture, share in zip(inputs, shares.numpy(), strict=True):
+            overlay = 0.55 * picture + 0.45 * 255 * colormaps["inferno"](share)[..., :3]
+            tiles += [picture, overlay.astype(np.uint8)]
+        where = "where_it_looks/predicted_class"
+        self.board.add_image(where, grid(tiles, 4), last_step(trainer), dataformats="HWC")
 
 
 def gray(values: Tensor) -> Picture:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from vggexp.inspection import figures
-from vggexp.inspection.base import Inspection, last_step, log
-from vggexp.inspection.board import tag
+from vggexp.inspection.base import Inspection, last_step, log, tag
 
 MISTAKES = 24
 
@@ -35,14 +34,14 @@ class Predictions(Inspection):
         logits, labels = self._gathered(trainer)
         if not trainer.sanity_checking and trainer.is_global_zero:
             last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
-            self._show(pl_module, pl_module.validates, logits, labels, picture=self.is_due(trainer))
+            self._show(pl_module, pl_module.validates, logits, labels, draw=self.is_due(trainer))
             if pl_module.validates == "test" and last:
                 self._show_test(pl_module, logits, labels)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         logits, labels = self._gathered(trainer)
         if trainer.is_global_zero:
-            self._show(pl_module, "test", logits, labels, picture=True)
+            self._show(pl_module, "test", logits, labels, draw=True)
             self._show_test(pl_module, logits, labels)
 
     def _gathered(self, trainer: L.Trainer) -> tuple[Tensor, Tensor]:
@@ -56,25 +55,27 @@ class Predictions(Inspection):
         # a batch's images have been dealt out one by one
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
-    def _show(self, pl_module: Any, stage: str, logits: Tensor, labels: Tensor, *, picture: bool) -> None:
+    def _show(self, pl_module: Any, stage: str, logits: Tensor, labels: Tensor, *, draw: bool) -> None:
         names, step = pl_module.trainer.datamodule.classes, last_step(pl_module.trainer)
         count = len(names)
         table = torch.bincount(labels * count + logits.argmax(1), minlength=count**2).view(count, count)
         shares = zip(names, table.diagonal() / table.sum(1), strict=True)
         scalars = {f"{stage}_class_acc/{tag(name)}": float(share) for name, share in shares if share.isfinite()}
         log(pl_module.trainer, scalars, step)
-        if picture:
-            self.board.picture(f"confusion/{stage}", figures.pixels(figures.confusion, table, names), step)
+        if draw:
+            picture = figures.pixels(figures.confusion, table, names)
+            self.board.add_image(f"confusion/{stage}", picture, step, dataformats="HWC")
 
     def _show_test(self, pl_module: Any, logits: Tensor, labels: Tensor) -> None:
         data, step = pl_module.trainer.datamodule, last_step(pl_module.trainer)
         probabilities = logits.softmax(1)
         for k, name in enumerate(data.classes):
-            self.board.pr_curve(f"pr/{tag(name)}", labels == k, probabilities[:, k], step)
+            self.board.add_pr_curve(f"pr/{tag(name)}", labels == k, probabilities[:, k], step)
         if pl_module.trainer.world_size > 1:
             return  # the gathered images are in another order than the stored ones
         worst, captions, title = figures.mistakes(probabilities, labels, data.classes, MISTAKES)
         if len(worst):
             stored = data.sets["test"].tensors[0]
             shown = stored[worst.to(stored.device)].cpu()
-            self.board.picture("mistakes/test", figures.pixels(figures.gallery, shown, captions, title), step)
+            picture = figures.pixels(figures.gallery, shown, captions, title)
+            self.board.add_image("mistakes/test", picture, step, dataformats="HWC")

@@ -17,12 +17,12 @@ class Profile(L.Callback):
         self.folder = folder
         self._watch: Any = None
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.is_global_zero and trainer.global_step == WAIT and self._watch is None:
             self._watch = profiler.profile(record_shapes=True, activities=list(profiler.supported_activities()))  # type: ignore[no-untyped-call]
             self._watch.__enter__()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if self._watch and (trainer.global_step == WAIT + STEPS or trainer.is_last_batch or trainer.should_stop):
             self._watch.__exit__(None, None, None)
             self.folder.mkdir(exist_ok=True)

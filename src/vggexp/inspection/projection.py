@@ -36,7 +36,8 @@ class Projection(Inspection):
         handle.remove()
         stored, labels = data.sets["test"].tensors
         names = [data.classes[label] for label in labels.cpu()[indices].tolist()]
-        self.board.projector("features", principal(torch.cat(found)), names, stored.cpu()[indices], last_step(trainer))
+        shown = 1 - stored.cpu()[indices].unsqueeze(1).float().expand(-1, 3, -1, -1) / 255  # dark on light, as the page
+        self.board.add_embedding(principal(torch.cat(found)), names, shown, last_step(trainer), "features")
 
 
 def principal(features: Tensor) -> Tensor:

@@ -11,23 +11,11 @@ import torch
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
-def keep_freed() -> None:
-    """Lets glibc keep freed memory, which each step needs again, instead of returning it to the system."""
-    set_thresholds(mmap=2**31 - 1, trim=-1)  # -1: never give back
-
-
-def return_freed() -> None:
-    """Lets glibc return freed memory at once, so that the process holds only what it uses."""
-    set_thresholds(mmap=2**16, trim=2**16)
-
-
-def set_thresholds(*, mmap: int, trim: int) -> None:
-    """Sets, in bytes, the size from which a block is mapped on its own and how much freed memory is kept."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(_MMAP_THRESHOLD, mmap)
-            libc.mallopt(_TRIM_THRESHOLD, trim)
+def keep_freed(most: int | None = None) -> None:
+    """Lets glibc keep freed memory, which each step needs again, all of it or at most so many bytes."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, 2**31 - 1 if most is None else most)
+        libc.mallopt(_TRIM_THRESHOLD, -1 if most is None else most)
 
 
 def forget_peak() -> None:
