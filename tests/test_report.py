@@ -128,7 +128,7 @@ def test_the_files_contain_what_the_runs_contain(
     result = manifest.load(folder / "0", "")
     machine = f"{result['hardware']['cpu']}, {result['threads']} threads, {result['precision']}"
     assert f"machine   {machine}\n" in out
-    assert f"Machine: {machine}." in (folder / "report" / "report.md").read_text()
+    assert f"- machine: {machine}" in (folder / "report" / "report.md").read_text()
     assert "out of | memory" in out
     assert "0.8800 ± 0.0100" in out
     rows = list(csv.DictReader((folder / "report" / "runs.csv").open()))

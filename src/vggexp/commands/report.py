@@ -16,9 +16,9 @@ file, works without a network), runs.csv, report.md and figures/*.png, *.svg.
 from pathlib import Path
 
 from vggexp.commands import options
-from vggexp.report import collect, folder, terminal
+from vggexp.report import collect, tables
 from vggexp.runs import layout, read, select
-from vggexp.system import paths
+from vggexp.system import files, paths
 from vggexp.system.terminal import say, short
 
 
@@ -33,8 +33,8 @@ def main(args: list[str]) -> int:
     places = select.places(named or [select.LAST])
     report = collect.collect(places, read.find(places))
     output = given.output or (places[0] if len(places) == 1 else paths.outputs()) / layout.REPORT
-    terminal.show(report)
-    with options.output(output):
-        folder.write(report, output)
+    tables.show(report)
+    with files.writing(output, f"output={output}"):
+        tables.write(report, output)
     say(f"report    {short(output / 'report.html')}")
     return 0

@@ -2,13 +2,14 @@
 
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from vggexp.config.schema import flatten
 from vggexp.runs import layout, metrics
 from vggexp.runs import read as runs
 from vggexp.runs.read import Run
@@ -148,39 +149,29 @@ def command(run: Run) -> str:
         return ""
 
 
-def _part(run: Run, part: str) -> dict[str, Any]:
-    """A mapping in a run's result; empty where it is missing or broken."""
-    values = run.result.get(part)
-    return values if isinstance(values, dict) else {}
+def _facts(run: Run) -> dict[str, Any]:
+    """What a run's result says, under keys joined by dots, and its revision as it is printed."""
+    facts = flatten(run.result)
+    revision = str(facts.get("git.revision"))[:8] + (", changed" if facts.get("git.dirty") else "")
+    return facts | {"revision": revision if "git.revision" in facts else "no checkout"}
 
 
 def _machine(run: Run) -> str:
     """The processor or GPU, the threads and the precision."""
-    device = str(run.result.get("device"))
-    if device == "cpu":
-        device = str(_part(run, "hardware").get("cpu"))
-    return f"{device}, {run.result.get('threads')} threads, {run.result.get('precision')}"
+    facts = _facts(run)
+    device = facts.get("hardware.cpu") if facts.get("device") == "cpu" else facts.get("device")
+    return f"{device}, {facts.get('threads')} threads, {facts.get('precision')}"
 
 
-def _revision(run: Run) -> str:
-    git = _part(run, "git")
-    return str(git.get("revision"))[:8] + (", changed" if git.get("dirty") else "") if git else "no checkout"
-
-
-NOTED: dict[str, Callable[[Run], str]] = {
-    "versions of vggexp": lambda run: str(_part(run, "versions").get("vggexp")),
-    "versions of torch": lambda run: str(_part(run, "versions").get("torch")),
-    "revisions of the code": _revision,
-    "processors": lambda run: str(_part(run, "hardware").get("cpu")),
-    "numbers of threads": lambda run: str(run.result.get("threads")),
-}
+NOTED = {"versions of vggexp": "versions.vggexp", "versions of torch": "versions.torch"}
+NOTED |= {"revisions of the code": "revision", "processors": "hardware.cpu", "numbers of threads": "threads"}
 """What runs should have in common to be compared; a report notes where they do not."""
 
 
 def _notes(found: Sequence[Run]) -> list[str]:
     notes = []
-    for name, of in NOTED.items():
-        known = [of(run) for run in found if run.status == "completed"]
+    for name, key in NOTED.items():
+        known = [str(_facts(run).get(key)) for run in found if run.status == "completed"]
         if len(counts := {text: known.count(text) for text in known}) > 1:
             notes.append(f"{name} differ: {'; '.join(f'{text} ({count} runs)' for text, count in counts.items())}")
     return notes
@@ -188,13 +179,7 @@ def _notes(found: Sequence[Run]) -> list[str]:
 
 def _differences(found: Sequence[Run]) -> list[tuple[str, str, str]]:
     """Where two runs differ in config, versions, source and machine."""
-    sides = []
-    for run in found:
-        side = {f"config.{key}": runs.text(value) for key, value in run.config.items()}
-        for part in ("versions", "git", "hardware"):
-            side |= {f"{part}.{key}": str(value) for key, value in _part(run, part).items()}
-        own = ("status", "device", "precision", "threads")
-        sides.append(side | {name: str(run.result[name]) for name in own if name in run.result})
-    one, other = sides
+    parts = ("config.", "versions.", "git.", "hardware.", "status", "device", "precision", "threads")
+    one, other = ({k: runs.text(value) for k, value in _facts(run).items() if k.startswith(parts)} for run in found)
     keys = dict.fromkeys([*one, *other])
     return [(key, one.get(key, "–"), other.get(key, "–")) for key in keys if one.get(key) != other.get(key)]

@@ -24,13 +24,8 @@ def draw(report: Report, folder: Path) -> list[str]:
     """Writes each figure for which there are enough runs, as `NAME.png` and `NAME.svg`; returns the names."""
     drawn = []
     with rc_context(STYLE):
-        figures = {
-            "curves": _curves(report, "epoch"),
-            "time": _curves(report, "train_seconds"),
-            "heatmap": _heatmap(report),
-            "pareto": _pareto(report),
-            "parallel": _parallel(report),
-        }
+        figures = {"curves": _curves(report, "epoch"), "time": _curves(report, "train_seconds")}
+        figures |= {"heatmap": _heatmap(report), "pareto": _pareto(report), "parallel": _parallel(report)}
         for name, figure in figures.items():
             if figure is not None:
                 folder.mkdir(exist_ok=True)
@@ -88,15 +83,12 @@ def _heatmap(report: Report) -> Figure | None:
     """The mean objective over two axes."""
     if (both := report.pair()) is None or report.best() is None:
         return None
-    columns, rows = (
-        sorted({runs.text(group.values[axis]) for group in report.groups}, key=number_first) for axis in both
-    )
+    columns, rows = (sorted({runs.text(g.values[axis]) for g in report.groups}, key=number_first) for axis in both)
     table = np.full((len(rows), len(columns)), np.nan)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             here = [g for g in report.groups if [runs.text(g.values[axis]) for axis in both] == [column, row]]
-            found = [run for group in here for run in group.runs]
-            if (value := Group({}, found).spread(report.objective)) is not None:
+            if (value := Group({}, [run for g in here for run in g.runs]).spread(report.objective)) is not None:
                 table[y, x] = value.mean
     figure = Figure(figsize=(2.2 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()

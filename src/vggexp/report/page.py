@@ -46,10 +46,7 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
         "objective": report.objective,
         "axes": [*report.axes, *([SEED] if any(SEED in run.config for run in report.runs) else [])],
         "pair": report.pair(),
-        "metrics": {
-            name: {"digits": int(metric.format[-2]), "higher": metric.higher_is_better}
-            for name, metric in METRICS.items()
-        },
+        "metrics": {name: {"digits": int(m.format[-2]), "higher": m.higher_is_better} for name, m in METRICS.items()},
         "scores": known(COMPARED),
         "costs": known(COSTS),
         "curves": [name for name in CURVES if name in logged],
