@@ -269,9 +269,9 @@ def test_what_a_sweep_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_time_left_follows_the_work(tmp_path: Path) -> None:
-    def job(resize: int, ratio: int = 16) -> overview.Watched:
+    def job(resize: int, ratio: int = 16) -> overview.Entry:
         args = [*QUICK, f"data.resize={resize}", f"model.ratio={ratio}"]
-        return overview.Watched(f"data.resize={resize}", compose.config(*args))
+        return overview.Entry(tmp_path / str(resize), args, compose.config(*args))
 
     assert overview.work(job(64).cfg) == pytest.approx(4 * overview.work(job(32).cfg))
     assert overview.work(job(32, 4).cfg) > overview.work(job(32).cfg)
@@ -286,7 +286,7 @@ def test_time_left_follows_the_work(tmp_path: Path) -> None:
 
 def labels(*overrides: Sequence[str]) -> list[str]:
     cfg: Any = None
-    return labels_of([sweep.Entry(Path("x"), list(each), cfg) for each in overrides])
+    return labels_of([overview.Entry(Path("x"), list(each), cfg) for each in overrides])
 
 
 def test_jobs_are_named_by_the_settings_that_differ() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vggexp.config.compose import Job
 from vggexp.errors import UserError
-from vggexp.jobs.overview import Watched
-from vggexp.jobs.sweep import Entry, Sweep, refuse_processes, watched
+from vggexp.jobs.overview import Entry
+from vggexp.jobs.sweep import Sweep, refuse_processes, watched
 from vggexp.runs import layout, manifest, read
 from vggexp.system import terminal
 
@@ -30,10 +30,8 @@ class Grid(Sweep):
         planned = read.sweep(folder)["jobs"] if read.is_sweep(folder) else []
         known = {entry["config_hash"]: entry["folder"] for entry in planned}
         if self.again and not {job.cfg.hash() for job in jobs} <= set(known):
-            raise UserError(
-                f"sweep={folder}: its arguments now make other configs, because the project's have changed; "
-                "start a new sweep with the same command"
-            )
+            reason = "its arguments now make other configs, because the project's have changed"
+            raise UserError(f"sweep={folder}: {reason}; start a new sweep with the same command")
         for job in jobs:
             if job.cfg.hash() not in known:
                 name = job.subdir(len(planned))
@@ -49,7 +47,7 @@ class Grid(Sweep):
         todo = [entry for entry, state in zip(entries, states, strict=True) if state not in ("completed", "running")]
         done = states.count("completed")
         terminal.say(f"{len(entries)} jobs in {terminal.short(folder)}: {done} done, {len(todo)} to do")
-        jobs = {e.folder: Watched(label, e.cfg) for e, label in zip(entries, labels(entries), strict=True)}
+        jobs = {e.folder: e._replace(label=label) for e, label in zip(entries, labels(entries), strict=True)}
         with watched(jobs, folder):
             if todo:
                 self.launch(folder, todo)

@@ -39,13 +39,7 @@ def start(session: Session) -> int:
     content = manifest.collect(job.cfg)
     if not is_worker():
         manifest.claim(folder, content, "hydra.run.dir")
-    done = run_job(
-        hydra_context=launcher.context(session),
-        task_function=lambda _: train(job.cfg, folder, content),
-        config=job.raw,
-        job_dir_key="hydra.run.dir",
-        job_subdir_key=None,
-    )
+    done = run_job(lambda _: train(job.cfg, folder, content), job.raw, "hydra.run.dir", None, launcher.context(session))
     return int(done.return_value)
 
 

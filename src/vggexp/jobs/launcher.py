@@ -79,13 +79,7 @@ def _job(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     setup_globals()
     JobRuntime.instance().set("name", config.hydra.job.name)
-    done = run_job(
-        hydra_context=context,
-        task_function=task,
-        config=config,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
+    done = run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
     sys.exit(done.return_value)
 
 

@@ -22,17 +22,19 @@ RUNNING = ("train/loss", metrics.OBJECTIVE)
 SHOWN = 8  # running jobs that have a line of their own
 
 
-class Watched(NamedTuple):
-    """A job of a sweep."""
+class Entry(NamedTuple):
+    """A job of a sweep, and its folder."""
 
-    label: str  # what sets it apart from the others
+    folder: Path
+    overrides: list[str]
     cfg: Config
+    label: str = ""  # what sets it apart from the others
 
 
 class Overview:
     """Reads the jobs' folders, wherever they run; a terminal shows progress, a file gets a line for each event."""
 
-    def __init__(self, jobs: dict[Path, Watched], total: int = 0) -> None:
+    def __init__(self, jobs: dict[Path, Entry], total: int = 0) -> None:
         self.jobs, self._total = jobs, total
         self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False)
         self.seen: dict[Path, Run] = {}
@@ -71,7 +73,7 @@ class Overview:
         if self.console.is_terminal:
             self._live.update(self._picture(), refresh=True)
 
-    def _print(self, run: Run, job: Watched) -> None:
+    def _print(self, run: Run, job: Entry) -> None:
         if run.status == "waiting" or (run.status == "running" and self.console.is_terminal):
             return
         text = f"{run.folder.name}  {run.status}  {job.label}"

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from vggexp.config import compose
 from vggexp.config.schema import Search as Settings
 from vggexp.errors import UserError, described
-from vggexp.jobs.overview import Watched
-from vggexp.jobs.sweep import Entry, Sweep, refuse_processes, watched
+from vggexp.jobs.overview import Entry
+from vggexp.jobs.sweep import Sweep, refuse_processes, watched
 from vggexp.runs import layout, metrics, read
 from vggexp.system import files, terminal
 
@@ -56,7 +56,7 @@ class Search(Sweep):
 
     def _search(self, study: optuna.Study, folder: Path) -> int:
         """Returns how many trials failed."""
-        jobs: dict[Path, Watched] = {}
+        jobs: dict[Path, Entry] = {}
         failures = 0
         killed: Counter[int] = Counter()  # how often each trial has ended without a word
         wanted = self.settings.n_trials
@@ -65,8 +65,7 @@ class Search(Sweep):
                 with contextlib.ExitStack() as locks:
                     trials = self._next(study, folder, locks)
                     entries = [self._entry(study, trial, folder) for trial in trials]
-                    for entry, trial in zip(entries, trials, strict=True):
-                        jobs[entry.folder] = Watched(" ".join(self._overrides(trial)), entry.cfg)
+                    jobs |= {entry.folder: entry for entry in entries}
                     if entries:
                         self.launch(folder, entries)
                     else:
@@ -86,7 +85,7 @@ class Search(Sweep):
         job = self.session.job([*self.fixed, *self._overrides(trial)])
         content = {"storage": _storage(self.settings, folder), "study": study.study_name, "number": trial.number}
         files.write_text(folder / str(trial.number) / layout.TRIAL, json.dumps(content) + "\n")
-        return Entry(folder / str(trial.number), job.overrides, job.cfg)
+        return Entry(folder / str(trial.number), job.overrides, job.cfg, " ".join(self._overrides(trial)))
 
     def _space(self) -> tuple[Space, list[str]]:
         """What is searched, and the arguments that are fixed."""
@@ -127,9 +126,8 @@ class Search(Sweep):
         while len(trials) < min(settings.at_once, settings.n_trials - _finished(study) - others):
             # the choice depends on what the study holds, not on how often it was killed
             seeds = np.random.SeedSequence([settings.seed, len(study.get_trials(deepcopy=False))])
-            study.sampler = optuna.samplers.TPESampler(
-                seed=int(seeds.generate_state(1)[0]), n_startup_trials=settings.startup_trials
-            )
+            seed = int(seeds.generate_state(1)[0])
+            study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
             number = study.ask({key: distribution for key, (distribution, _) in self.space.items()}).number
             if _lock(folder, number, locks):  # else another process has taken it for one that was left
                 trials.append(study.get_trials()[number])
@@ -163,7 +161,7 @@ def _study(settings: Settings, folder: Path) -> optuna.Study:
     name, storage, pruner = settings.study or folder.name, _storage(settings, folder), pruners[settings.pruner]
     try:
         return optuna.create_study(
-            study_name=name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+            storage=storage, pruner=pruner, study_name=name, direction="maximize", load_if_exists=True
         )
     except Exception as error:
         raise UserError(f"search.storage={storage}: cannot be used: {described(error)}", 1) from error

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -22,7 +22,7 @@ from vggexp.config.compose import Session
 from vggexp.config.schema import Config
 from vggexp.errors import UserError, described
 from vggexp.jobs import job, launcher
-from vggexp.jobs.overview import Overview, Watched
+from vggexp.jobs.overview import Entry, Overview
 from vggexp.runs import layout, manifest, read, select, tables
 from vggexp.system import files, hardware, terminal
 from vggexp.system.signals import Interrupted, Signals
@@ -32,14 +32,6 @@ CHANGEABLE = ("hydra.", "hydra/", "allowed_packages=", "search.n_trials=", "sear
 """What a resumed sweep may be given anew: where it runs, whom its user trusts, how long it searches; not what it is."""
 
 PATIENCE = 60.0  # seconds that a job gets to save and stop
-
-
-class Entry(NamedTuple):
-    """A job of a sweep, and its folder."""
-
-    folder: Path
-    overrides: list[str]
-    cfg: Config
 
 
 def start(session: Session, args: list[str], again: bool) -> int:
@@ -94,13 +86,13 @@ class Sweep(Sweeper):
             folder = max(same, key=read.started, default=folder)
         if (folder / layout.RESULT).exists():
             raise UserError(f"hydra.sweep.dir={folder}: holds a run already; name another folder")
-        with manifest.writing(folder, "hydra.sweep.dir"):
+        with files.writing(folder, f"hydra.sweep.dir={folder}"):
             return folder
 
     def write(self, folder: Path, args: list[str], jobs: list[dict[str, Any]], identity: str) -> None:
         """Replaces `sweep.json`: what a later start needs to know."""
         content = {**manifest.origin(), "arguments": args, "identity": identity, "jobs": jobs}
-        with manifest.writing(folder, "hydra.sweep.dir"):
+        with files.writing(folder, f"hydra.sweep.dir={folder}"):
             files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
 
     def launch(self, folder: Path, entries: Sequence[Entry]) -> None:
@@ -125,7 +117,7 @@ class Sweep(Sweeper):
 
 
 @contextmanager
-def watched(jobs: dict[Path, Watched], folder: Path, total: int = 0) -> Iterator[None]:
+def watched(jobs: dict[Path, Entry], folder: Path, total: int = 0) -> Iterator[None]:
     """Shows a sweep while it runs; a signal stops its jobs, so that they save; the table of what is done comes last."""
     (folder / layout.STOP).unlink(missing_ok=True)
     stopping: list[int] = []
