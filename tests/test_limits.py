@@ -31,7 +31,7 @@ class Spoiled(Classifier):
 def test_the_weights_do_not_change_after_a_loss_that_is_not_finite(
     optimizer: str, late: bool, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FiniteLoss, "_may_be_late", lambda self, trainer: late)
+    monkeypatch.setattr(FiniteLoss, "on_train_start", lambda self, *_: setattr(self, "_late", late))
     cfg = configure(*QUICK, f"optimizer={optimizer}", f"data.root={os.environ['VGGEXP_TEST_ROOT']}")
     data = datamodule(cfg)
     net = network(cfg.model.spec(), data.dimensions)

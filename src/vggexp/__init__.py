@@ -17,16 +17,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["VGG", "AlexNet", "FashionMNIST", "UserError", "__version__", "load"]
 
-_HOMES = {
-    "AlexNet": "vggexp.models",
-    "FashionMNIST": "vggexp.data",
-    "UserError": "vggexp.errors",
-    "VGG": "vggexp.models",
-    "load": "vggexp.inference.load",
-}
+_HOMES = {"AlexNet": "models", "FashionMNIST": "data", "UserError": "errors", "VGG": "models", "load": "inference.load"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"vggexp.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """What can I run? `vggexp NAME ARGS`, or `python -m vggexp NAME ARGS`; each command parses, calls and prints.
 
 - `train`, `report`, `tensorboard`, `summary`, `evaluate`, `predict`, `export`, `data`: the commands
-- `options`: what they share: KEY=VALUE arguments and an output folder
+- `options`: what they share: KEY=VALUE arguments
 """
 
 import os

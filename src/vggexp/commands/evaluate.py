@@ -15,7 +15,7 @@ from pathlib import Path
 from vggexp.commands import options
 from vggexp.inference import load
 from vggexp.runs import layout, metrics
-from vggexp.system import terminal
+from vggexp.system import files, terminal
 
 COLUMNS = ("precision", "recall", "f1")
 
@@ -32,7 +32,7 @@ def main(args: list[str]) -> int:
     folder = given.output or network.folder / layout.EVALUATION
     from vggexp.inference.evaluate import evaluate
 
-    with options.output(folder):
+    with files.writing(folder, f"output={folder}"):
         scores = evaluate(network, folder)
     rows = [[name, *(f"{row[key]:.3f}" for key in COLUMNS), row["images"]] for name, row in scores["classes"].items()]
     console = terminal.console()

@@ -23,7 +23,7 @@ from vggexp.commands import options
 from vggexp.errors import UserError
 from vggexp.inference import load
 from vggexp.runs import layout
-from vggexp.system import terminal
+from vggexp.system import files, terminal
 
 Format = Literal["onnx", "torch", "safetensors"]
 
@@ -45,7 +45,7 @@ def main(args: list[str]) -> int:
     from vggexp.inference.export import FILES, TEST_IMAGES, export
 
     try:
-        with options.output(folder):
+        with files.writing(folder, f"output={folder}"):
             differences = export(network, folder, given.formats, given.input)
     except ImportError as error:
         raise UserError(f"formats: {error.name} is not installed: pip install 'vggexp[export]'", 1) from error

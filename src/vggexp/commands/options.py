@@ -1,8 +1,6 @@
-"""What the commands share: KEY=VALUE arguments, mistakes in one line, an output folder."""
+"""What the commands share: KEY=VALUE arguments."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -27,17 +25,6 @@ def take(key: str, args: Sequence[str]) -> tuple[str | None, list[str]]:
     if len(found) > 1:
         raise UserError(f"{key}={found[1]}: is the second; give one at a time")
     return (found[0] if found else None), [arg for arg in args if not arg.startswith(f"{key}=")]
-
-
-@contextmanager
-def output(folder: Path) -> Iterator[None]:
-    """Makes a folder to write into."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        path = error.filename or folder
-        raise UserError(f"output={path}: {error.strerror or error}; name a place that can be written", 1) from error
 
 
 def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ()) -> tuple[T, dict[str, Any]]:

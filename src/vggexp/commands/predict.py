@@ -32,7 +32,7 @@ from vggexp.commands import options
 from vggexp.data import pictures
 from vggexp.errors import UserError
 from vggexp.inference import load
-from vggexp.system import hardware, terminal
+from vggexp.system import files, hardware, terminal
 
 if TYPE_CHECKING:
     from vggexp.inference.predict import Prediction
@@ -75,7 +75,7 @@ def main(args: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         file: IO[str] = sys.stdout
         if given.output:
-            stack.enter_context(options.output(given.output.parent))
+            stack.enter_context(files.writing(given.output.parent, f"output={given.output}"))
             file = stack.enter_context(open(given.output, "w", newline="", encoding="utf-8"))
         _write(predictions, network.classes, form, file)
     if refused:

@@ -46,10 +46,8 @@ def run_name() -> str:
     """
     if started := os.environ.get("TORCHELASTIC_RUN_ID"):
         if started == "none":
-            raise UserError(
-                "torchrun: its processes need a common folder; add --standalone, on several machines "
-                "--rdzv-id=NAME, or name the folder: hydra.run.dir=outputs/NAME"
-            )
+            remedy = "add --standalone, on several machines --rdzv-id=NAME, or set hydra.run.dir=outputs/NAME"
+            raise UserError(f"torchrun: its processes need a common folder; {remedy}")
         return f"torchrun_{started}"
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
         return f"slurm_{os.environ['SLURM_JOB_ID']}"

@@ -33,8 +33,6 @@ def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader)
             choices = [c for c in loader.get_group_options(key) if c != "__init__"]
             value = override.value()
             for choice in value if isinstance(value, list) else [value]:
-                if isinstance(choice, bool | int | float):
-                    return f"{key}={choice}: must be one of {', '.join(choices)}"
                 if choice is not None and str(choice) not in choices:
                     text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
                     return text + nearest(str(choice), choices, f"{key}=")

@@ -36,8 +36,10 @@ def check_files(folder: str) -> None:
                 continue
             if _size(root, {}) > LARGEST_TREE:
                 raise UserError(f"{path}: its aliases expand to more than {LARGEST_TREE:,} values")
-            _check_search_path(root, path)
-            yaml.safe_load(text)  # type: ignore[no-untyped-call]
+            for key, value in _strings(yaml.safe_load(text), ""):  # type: ignore[no-untyped-call]
+                # Hydra imports the packages of pkg:// while it composes, before the result can be checked
+                if "searchpath" in key.split(".") and not value.startswith("file://"):
+                    raise UserError(f"{path}: hydra.searchpath={value}: only file:// is allowed")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}") from error
         except yaml.YAMLError as error:
@@ -56,26 +58,6 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _check_search_path(root: yaml.Node, path: Path) -> None:
-    """Refuses `pkg://`: Hydra imports such packages while it composes, before the result can be checked."""
-    for key, value in _entries(root, set()):
-        for folder in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-            if key == "searchpath" and not str(folder.value).startswith("file://"):
-                raise UserError(f"{path}: hydra.searchpath={folder.value}: only file:// is allowed")
-
-
-def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
-    """Every key of nested mappings, with its value."""
-    if isinstance(node, yaml.ScalarNode) or id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        yield from ((str(key.value), value) for key, value in node.value)
-    for child in node.value:
-        for part in child if isinstance(child, tuple) else (child,):
-            yield from _entries(part, seen)
-
-
 def check_overrides(overrides: list[str]) -> None:
     """Refuses an argument that would make Hydra import a package."""
     for override in overrides:
@@ -92,9 +74,8 @@ def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> Non
         name = key.rpartition(".")[2]
         logging = key.startswith(("hydra.job_logging.", "hydra.hydra_logging."))
         if name == "_target_" and not value.startswith(trusted):
-            raise UserError(
-                f"{key}={value}: not in an allowed package; to trust it, set allowed_packages=[{value.split('.')[0]}]"
-            )
+            trust = f"to trust it, set allowed_packages=[{value.split('.')[0]}]"
+            raise UserError(f"{key}={value}: not in an allowed package; {trust}")
         if logging and (
             name == "()"
             or (name == "class" and value not in HANDLERS)

@@ -25,25 +25,16 @@ Stage = Literal["train", "val", "test"]
 
 @dataclass(eq=False)
 class Batches(Sampler[Tensor]):
-    """Yields the indices of each batch, (N,) int64.
+    """Yields the indices of each batch, (N,) int64."""
 
-    Args:
-        indices: of the images in an epoch, (M,).
-        batch_size: over all processes together; the last batch may be smaller.
-        seed: shuffles, differently in each epoch; None keeps the order.
-        rank, world_size: this process takes every `world_size`-th image of each batch.
-        device: where the images lie.
-        epoch, done: where a resumed run begins: the epoch, and how many of its batches are done.
-    """
-
-    indices: Tensor
-    batch_size: int
+    indices: Tensor  # of the images in an epoch, (M,)
+    batch_size: int  # over all processes together; the last batch may be smaller
     _: KW_ONLY
-    seed: int | None = None
-    rank: int = 0
+    seed: int | None = None  # shuffles, differently in each epoch; None keeps the order
+    rank: int = 0  # this process takes every `world_size`-th image of each batch
     world_size: int = 1
-    device: torch.device | str = "cpu"
-    epoch: int = 0
+    device: torch.device | str = "cpu"  # where the images lie
+    epoch: int = 0  # where a resumed run begins, and how many of the epoch's batches are done
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -87,48 +78,33 @@ def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), taken)), torch.from_numpy(taken)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FashionMNIST(L.LightningDataModule):
     """Batches of ((N, 1, S, S) float32 images in [0, 1], (N,) int64 labels).
 
-    A subclass with its own `source` is another set of the same form.
-
-    Args:
-        root, cache_dir: see `vggexp.data.idx.obtain`.
-        resize: S, at least the stored size.
-        batch_size: images per optimizer step, over all processes together.
-        val_size: images taken out of the training set for validation, stratified, chosen by the seed.
-        train_size: use only this many of the rest, stratified; None: all.
-        num_workers: processes that load batches; their number does not change the order.
-        test_each_epoch: the test set replaces the validation set.
-        flip, shift, cutout: change training images, see `vggexp.data.augment.augment`.
-        seed: of the order and of the split.
+    A subclass with its own `source` is another set of the same form. The arguments are the keys of `conf/data`, and a
+    seed.
     """
 
     source: ClassVar[idx.IDXSet] = idx.FASHION_MNIST
 
-    def __init__(
-        self,
-        *,
-        root: str | None = None,
-        cache_dir: str | None = None,
-        resize: int = 224,
-        batch_size: int = 128,
-        val_size: int = 5000,
-        train_size: int | None = None,
-        num_workers: int = 0,
-        test_each_epoch: bool = False,
-        flip: bool = False,
-        shift: int = 0,
-        cutout: int = 0,
-        seed: int = 0,
-    ) -> None:
+    root: str | None = None  # for this and `cache_dir`, see `vggexp.data.idx.obtain`
+    cache_dir: str | None = None
+    resize: int = 224  # S, at least the stored size
+    batch_size: int = 128  # images per optimizer step, over all processes together
+    val_size: int = 5000  # images taken out of the training set for validation, stratified, chosen by the seed
+    train_size: int | None = None  # use only this many of the rest, stratified; None: all
+    num_workers: int = 0  # processes that load batches; their number does not change the order
+    test_each_epoch: bool = False  # the test set replaces the validation set
+    flip: bool = False  # this, `shift` and `cutout` change training images, see `vggexp.data.augment.augment`
+    shift: int = 0
+    cutout: int = 0
+    seed: int = 0  # of the order and of the split
+
+    def __post_init__(self) -> None:
         super().__init__()
-        if test_each_epoch and val_size:
-            raise UserError(f"data.test_each_epoch=true: excludes data.val_size={val_size}; set data.val_size=0")
-        self.root, self.cache_dir = root, cache_dir
-        self.resize, self.batch_size, self.num_workers, self.seed = resize, batch_size, num_workers, seed
-        self.val_size, self.train_size, self.test_each_epoch = val_size, train_size, test_each_epoch
-        self.augmentation: dict[str, Any] = {"flip": flip, "shift": shift, "cutout": cutout}
+        if self.test_each_epoch and self.val_size:
+            raise UserError(f"data.test_each_epoch=true: excludes data.val_size={self.val_size}; set data.val_size=0")
         self.sets: dict[str, TensorDataset] = {}
         self._start = (0, 0)
         self._batches: Batches | None = None
@@ -186,22 +162,15 @@ class FashionMNIST(L.LightningDataModule):
 
     def loader(self, stage: Stage, epoch: int = 0, done: int = 0) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of ((N, H, W) uint8, (N,) int64); only "train" is shuffled. See `Batches` for `epoch` and `done`."""
-        batches = Batches(
-            self.indices[stage],
-            self.batch_size,
-            seed=self.seed if stage == "train" else None,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-            device=self._device,
-            epoch=epoch,
-            done=done,
-        )
+        seed = self.seed if stage == "train" else None
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        options: dict[str, Any] = {"device": self._device, "epoch": epoch, "done": done}
+        batches = Batches(self.indices[stage], self.batch_size, seed=seed, rank=rank, world_size=world, **options)
         return Loader(self.sets[stage], sampler=batches, batch_size=None, num_workers=self.num_workers)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         loader = self.loader("train", *self._start)
-        assert isinstance(loader.sampler, Batches)
-        self._batches = loader.sampler
+        self._batches = loader.sampler  # type: ignore[assignment]
         return loader
 
     def state_dict(self) -> dict[str, Any]:
@@ -221,9 +190,9 @@ class FashionMNIST(L.LightningDataModule):
         """On the device: (N, H, W) uint8 → (N, 1, S, S) float32, training images augmented."""
         images, labels = batch
         if self.trainer and self.trainer.training and self._batches:
-            if any(self.augmentation.values()):
+            if self.flip or self.shift or self.cutout:
                 generator = torch.Generator(images.device)
                 generator.manual_seed(seed_at(self.seed, AUGMENTATION, self.trainer.global_rank, *self.position))
-                images = augment(images, generator, **self.augmentation)
+                images = augment(images, generator, flip=self.flip, shift=self.shift, cutout=self.cutout)
             self._batches.done += 1
         return prepared(images, self.resize), labels

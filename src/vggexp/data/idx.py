@@ -7,24 +7,26 @@ is wrong is reported, and the next source is tried.
 
 import contextlib
 import functools
+import gzip
 import hashlib
+import io
 import logging
 import shutil
 import subprocess
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from filelock import FileLock
 
 from vggexp.errors import UserError
 from vggexp.system import paths
-from vggexp.system.files import replacing
+from vggexp.system.files import replacing, writing
 
 log = logging.getLogger("vggexp.data")
 
@@ -38,23 +40,14 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class IDXSet:
-    """A data set and where to get it.
+    """A data set and where to get it."""
 
-    Args:
-        name: of its folder in the cache.
-        classes: names, by label.
-        sha256: of the four decompressed files, by file name.
-        system_dir: where the system's package manager puts the files.
-        debian_package: the package with these files.
-        mirrors: https folders that hold the files as .gz.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    sha256: Mapping[str, str]
-    system_dir: str = ""
-    debian_package: str = ""
-    mirrors: tuple[str, ...] = ()
+    name: str  # of its folder in the cache
+    classes: tuple[str, ...]  # names, by label
+    sha256: Mapping[str, str]  # of the four decompressed files, by file name
+    system_dir: str = ""  # where the system's package manager puts the files
+    debian_package: str = ""  # the package with these files
+    mirrors: tuple[str, ...] = ()  # https folders that hold the files as .gz
 
 
 FASHION_MNIST = IDXSet(
@@ -100,14 +93,9 @@ def obtain(
     folder = paths.cache(cache_dir) / spec.name
     with contextlib.suppress(FileNotFoundError, Refused):  # then fill the cache and report what is wrong in it
         return {name: _read(folder, name, sha256) for name, sha256 in spec.sha256.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"), tempfile.TemporaryDirectory() as scratch:
-            search = _Search(spec, root, folder, Path(scratch), online, progress)
-            return {name: search.fill(name) for name in spec.sha256}
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"data.cache_dir={folder}: {reason}; name a folder that can be written", 1) from error
+    with writing(folder, f"data.cache_dir={folder}"), FileLock(folder / ".lock"), TemporaryDirectory() as scratch:
+        search = _Search(spec, root, folder, Path(scratch), online, progress)
+        return {name: search.fill(name) for name in spec.sha256}
 
 
 def parse(content: bytes) -> np.ndarray:
@@ -134,14 +122,11 @@ def unpacked(raw: bytes) -> bytes:
     """
     if raw[:2] != b"\x1f\x8b":
         return raw
-    engine = zlib.decompressobj(wbits=31)
     try:
-        content = engine.decompress(raw, MAX_BYTES)
-    except zlib.error as error:
+        with gzip.open(io.BytesIO(raw)) as file:
+            return file.read(MAX_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"broken gzip: {error}") from error
-    if not engine.eof:
-        raise ValueError("truncated gzip")
-    return content
 
 
 @dataclass
@@ -154,6 +139,9 @@ class _Search:
     scratch: Path
     online: bool
     progress: Progress
+
+    def __post_init__(self) -> None:
+        self.unreachable: set[str] = set()  # hosts, each of which is asked once, not for each file
 
     def fill(self, name: str) -> bytes:
         """Copies one file into the cache from the first source that has the right one."""
@@ -190,9 +178,28 @@ class _Search:
             yield functools.partial(_read, folder, name, sha256)
         if self.online:
             for mirror in spec.mirrors:
-                yield functools.partial(_download, f"{mirror}/{name}.gz", sha256, self.scratch, self.progress)
+                yield functools.partial(self._download, f"{mirror}/{name}.gz", name, sha256)
             if spec.debian_package and shutil.which("apt-get") and shutil.which("dpkg-deb"):
                 yield lambda: _read(_unpack(spec, self.scratch), name, sha256)
+
+    def _download(self, url: str, name: str, sha256: str) -> bytes:
+        host, received = url.split("/")[2], bytearray()
+        if host in self.unreachable:
+            raise FileNotFoundError(url)
+        try:
+            with urllib.request.urlopen(url, timeout=20) as response:
+                while chunk := response.read(1 << 18):
+                    received += chunk
+                    self.progress(name, len(chunk))
+                    if len(received) > MAX_BYTES:
+                        raise Refused(f"{url}: more than {MAX_BYTES} bytes")
+        except urllib.error.HTTPError as error:
+            raise Refused(f"{url}: {error}") from error
+        except OSError as error:
+            log.warning("cannot reach %s: %s", host, getattr(error, "reason", error))
+            self.unreachable.add(host)
+            raise FileNotFoundError(url) from error
+        return _verify(bytes(received), url, sha256)
 
 
 def _read(folder: Path, name: str, sha256: str) -> bytes:
@@ -216,28 +223,6 @@ def _verify(raw: bytes, source: str, sha256: str) -> bytes:
     return content
 
 
-def _download(url: str, sha256: str, scratch: Path, progress: Progress) -> bytes:
-    host = url.split("/")[2]
-    unreachable = scratch / f"unreachable-{host}"  # ask an unreachable host once, not for each file
-    if unreachable.exists():
-        raise FileNotFoundError(url)
-    name, received = url.rsplit("/", 1)[1].removesuffix(".gz"), bytearray()
-    try:
-        with urllib.request.urlopen(url, timeout=20) as response:
-            while chunk := response.read(1 << 18):
-                received += chunk
-                progress(name, len(chunk))
-                if len(received) > MAX_BYTES:
-                    raise Refused(f"{url}: more than {MAX_BYTES} bytes")
-    except urllib.error.HTTPError as error:
-        raise Refused(f"{url}: {error}") from error
-    except OSError as error:
-        log.warning("cannot reach %s: %s", host, getattr(error, "reason", error))
-        unreachable.touch()
-        raise FileNotFoundError(url) from error
-    return _verify(bytes(received), url, sha256)
-
-
 def _unpack(spec: IDXSet, scratch: Path) -> Path:
     """Downloads and unpacks Debian's package once, below `scratch`; without package lists, downloads these, too."""
     tree = scratch / "package"
@@ -252,17 +237,14 @@ def _unpack(spec: IDXSet, scratch: Path) -> Path:
     quiet = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::http::Timeout=20"]
     own = [*quiet, "-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
     download = ["download", spec.debian_package]
+    run = functools.partial(subprocess.run, cwd=scratch, capture_output=True, text=True, timeout=300)
     try:
-        if _run([*quiet, *download], scratch, check=False) != 0:
-            _run([*own, "update"], scratch)
-            _run([*own, *download], scratch)
+        if run([*quiet, *download]).returncode != 0:
+            run([*own, "update"], check=True)
+            run([*own, *download], check=True)
         (archive,) = scratch.glob("*.deb")
-        _run(["dpkg-deb", "-x", str(archive), str(tree)], scratch)
+        run(["dpkg-deb", "-x", str(archive), str(tree)], check=True)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
         raise Refused(f"Debian's package {spec.debian_package}: {reason}") from error
     return files
-
-
-def _run(command: list[str], folder: Path, check: bool = True) -> int:
-    return subprocess.run(command, cwd=folder, check=check, capture_output=True, text=True, timeout=300).returncode

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torchmetrics.functional import classification
 
@@ -44,17 +44,15 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
         "images": torch.bincount(labels, minlength=count),
     }
     error = classification.multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=15)
-    by_class = {
-        name: {key: column[n].item() for key, column in columns.items()} for n, name in enumerate(network.classes)
-    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    by_class = {name: dict(zip(columns, row, strict=True)) for name, row in zip(network.classes, rows, strict=True)}
     scores |= {"calibration_error": float(error), "classes": by_class}
     confusion = classification.multiclass_confusion_matrix(predicted, labels, num_classes=count)
-    files.write_text(
-        folder / "evaluation.json", json.dumps({"checkpoint": str(network.path)} | scores, indent=2) + "\n"
-    )
+    text = json.dumps({"checkpoint": str(network.path)} | scores, indent=2)
+    files.write_text(folder / "evaluation.json", f"{text}\n")
     files.write_csv(folder / "per_class.csv", ["class", *columns], [[k, *v.values()] for k, v in by_class.items()])
-    rows = [[name, *row] for name, row in zip(network.classes, confusion.tolist(), strict=True)]
-    files.write_csv(folder / "confusion.csv", ["true \\ predicted", *network.classes], rows)
+    table = [[name, *row] for name, row in zip(network.classes, confusion.tolist(), strict=True)]
+    files.write_csv(folder / "confusion.csv", ["true \\ predicted", *network.classes], table)
     figures.confusion(confusion, network.classes, folder / "confusion.png")
 
     worst, captions, title = figures.mistakes(probabilities, labels, network.classes, 32)
@@ -63,23 +61,17 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
     return scores
 
 
-class _Collect(L.Callback):
-    """Keeps the logits, (N, K) float32, and the labels, (N,), of all batches."""
-
-    def __init__(self) -> None:
-        self.batches: list[tuple[Tensor, Tensor]] = []
-
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self.batches.append((outputs["logits"].float().cpu(), batch[1].cpu()))
-
-
 def _test(network: Network, data: Any, folder: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The logits, the labels, and the scores, computed by the Trainer as after training."""
-    collect = _Collect()
+    """The logits, (N, K) float32, the labels, (N,), and the scores, computed by the Trainer as after training."""
+    batches: list[tuple[Tensor, Tensor]] = []
+
+    def keep(trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        batches.append((outputs["logits"].float().cpu(), batch[1].cpu()))
+
     single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     cfg = network.cfg.model_copy(update={"trainer": network.cfg.trainer.model_copy(update=single)})
-    trainer = make_trainer(precision.resolved(cfg), folder, [collect], [])
+    trainer = make_trainer(precision.resolved(cfg), folder, [LambdaCallback(on_test_batch_end=keep)], [])
     trainer.test(network.module, data, verbose=False)
     scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    logits, labels = map(torch.cat, zip(*collect.batches, strict=True))
+    logits, labels = map(torch.cat, zip(*batches, strict=True))
     return logits, labels, scores

@@ -74,13 +74,8 @@ def _traced(net: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
     import onnxruntime
 
-    program = torch.onnx.export(
-        _traced(net, images),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: "batch"},),
-        verbose=False,
-    )
+    names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
+    program = torch.onnx.export(_traced(net, images), **names, verbose=False)
     assert program is not None
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]

@@ -23,21 +23,14 @@ DIMENSIONS = {"image_size", "in_channels", "num_classes"}
 
 @dataclass(frozen=True)
 class Network:
-    """What a run has made.
+    """What a run has made."""
 
-    Args:
-        path: of the checkpoint.
-        dimensions: of the data: `image_size`, `in_channels` and `num_classes`.
-        module: in evaluation mode, on the CPU.
-        result: what the run stored, where the checkpoint is the one that it tested.
-    """
-
-    path: Path
+    path: Path  # of the checkpoint
     cfg: Config
     classes: tuple[str, ...]
-    dimensions: dict[str, int]
-    module: "Classifier"
-    result: dict[str, Any] | None
+    dimensions: dict[str, int]  # of the data: `image_size`, `in_channels` and `num_classes`
+    module: "Classifier"  # in evaluation mode, on the CPU
+    result: dict[str, Any] | None  # what the run stored, where the checkpoint is the one that it tested
 
     @property
     def folder(self) -> Path:

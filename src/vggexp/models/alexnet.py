@@ -16,13 +16,7 @@ from vggexp.models.layers import Init, classifier, initialize
 class AlexNet(nn.Module):
     """Five convolutions, three of them followed by a 3×3 max-pool of stride 2, then three fully connected layers.
 
-    Args:
-        ratio: divides the channels and the hidden units.
-        image_size: H = W of the images, at least 65; the classifier's input follows from it.
-        in_channels: C.
-        num_classes: K.
-        dropout: probability, after each hidden layer.
-        init: see `vggexp.models.VGG`.
+    Args: as of `vggexp.models.VGG`; `image_size` is at least 65.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -56,9 +56,8 @@ class VGG(nn.Module):
         side = image_size // 2 ** len(channels)
         widths, hidden = [width // ratio for width in channels], hidden // ratio
         inputs = [in_channels, *widths[:-1]]
-        self.features = nn.Sequential(
-            *(_block(*sizes, batch_norm) for sizes in zip(kernels, inputs, widths, strict=True)),
-        )
+        blocks_of_layers = [_block(*sizes, batch_norm) for sizes in zip(kernels, inputs, widths, strict=True)]
+        self.features = nn.Sequential(*blocks_of_layers)
         self.classifier = classifier(widths[-1] * side * side, hidden, num_classes, dropout)
         initialize(self, init)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ PACKAGES = ("vggexp", "torch", "torchvision", "lightning", "hydra-core", "omegac
 
 def collect(cfg: Config) -> dict[str, Any]:
     """What is known of a run before its first step."""
+    versions = {name: next((found.version for found in distributions(name=name)), None) for name in PACKAGES}
     return {
         "status": "running",
         **origin(),
         "seed": cfg.seed,
         "config_hash": cfg.hash(),
         "config": cfg.model_dump(by_alias=True),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions,
         "git": _git(),
         "hardware": {"machine": platform.platform(), "cpu": hardware.cpu_name(), "cpu_count": os.cpu_count()},
     }
@@ -39,19 +40,8 @@ def collect(cfg: Config) -> dict[str, Any]:
 
 def origin() -> dict[str, Any]:
     """When, where and by which command this process was started."""
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "command": sys.argv,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"started": now, "pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv}
 
 
 def _git() -> dict[str, Any] | None:
@@ -70,19 +60,9 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-@contextmanager
-def writing(folder: Path, key: str) -> Iterator[None]:
-    """Makes a folder to write into; if the system refuses, the error names the config key that chose the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise UserError(f"{key}={folder}: {error.strerror}; name a folder that can be written", 1) from error
-
-
 def claim(folder: Path, content: Mapping[str, Any], key: str) -> None:
     """Makes a folder, named by a config key, this run's own; of two processes that try, one succeeds."""
-    with writing(folder, key):
+    with files.writing(folder, f"{key}={folder}"):
         try:
             with open(folder / layout.RESULT, "x", encoding="utf-8") as file:
                 json.dump(content, file, indent=2)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vggexp.errors import UserError
+
 _count = itertools.count()  # a signal handler may write a file while the program writes the same one
 
 
@@ -28,6 +30,16 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextmanager
+def writing(folder: Path, place: str) -> Iterator[None]:
+    """Makes a folder to write into; if the system refuses, a UserError names the `place`, KEY=VALUE, that chose it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror or error}; name a folder that can be written", 1) from error
 
 
 def sync(path: Path) -> None:
@@ -50,4 +62,4 @@ def write_text(path: Path, text: str) -> None:
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Replaces a file by a table."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

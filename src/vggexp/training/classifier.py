@@ -27,33 +27,22 @@ Spec = Mapping[str, Any]  # A `_target_` with its arguments
 
 
 class Classifier(L.LightningModule):
-    """Trains and scores an image classifier by cross-entropy.
-
-    Args:
-        net: (N, C, S, S) images in [0, 1] → (N, K) logits.
-        metrics: of torchmetrics, by name, that validation and test compute beside loss and accuracy.
-        seed: of dropout.
-        validates: the stage that validation scores, `val` or `test`.
-        label_smoothing: of the training loss.
-        test_time_flip: whether a prediction is the mean over an image and its mirror image.
-        max_steps: after which training ends, for the schedule.
-        about: what a checkpoint says of the run, as plain values.
-    """
+    """Trains and scores an image classifier by cross-entropy."""
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module,  # (N, C, S, S) images in [0, 1] → (N, K) logits
         *,
         optimizer: Spec,
         scheduler: Spec,
-        metrics: Mapping[str, Spec],
-        seed: int = 0,
-        validates: str = "val",
-        label_smoothing: float = 0.0,
-        test_time_flip: bool = False,
-        max_steps: int | None = None,
+        metrics: Mapping[str, Spec],  # of torchmetrics, by name, computed beside loss and accuracy, but not in training
+        seed: int = 0,  # of dropout
+        validates: str = "val",  # the stage that validation scores, `val` or `test`
+        label_smoothing: float = 0.0,  # of the training loss
+        test_time_flip: bool = False,  # whether a prediction is the mean over an image and its mirror image
+        max_steps: int | None = None,  # after which training ends, for the schedule
         compiled: bool = False,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,  # what a checkpoint says of the run, as plain values
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)
@@ -99,9 +88,7 @@ class Classifier(L.LightningModule):
         scores.reset()
 
     def _scores_of(self, stage: str) -> MetricCollection:
-        scores = self.scores[f"{stage}_scores"]
-        assert isinstance(scores, MetricCollection)
-        return scores
+        return self.scores[f"{stage}_scores"]  # type: ignore[return-value]
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Makes dropout a function of (seed, process, epoch, batch), so that a resumed run draws the same."""

@@ -21,26 +21,18 @@ class Muon(Optimizer):
 
     A convolution's weight counts as the matrix of its output channels by all that each of them sums over.
 
-    Args:
-        params: names and parameters of a network, in the order of its layers.
-        lr: how far a step moves a matrix, measured by its spectral norm.
-        momentum: Nesterov's, of the matrices' gradients.
-        weight_decay: of the matrices; decoupled: a step shrinks them by lr × weight_decay.
-        sgd_layers: the layers whose weights SGD trains, by name; None: the first and the last layer with weights.
-        sgd_lr, sgd_momentum, sgd_weight_decay: of the rest; biases and norms do not decay.
-
     Raises:
         ValueError: there is no layer of such a name.
     """
 
     def __init__(
         self,
-        params: Iterable[tuple[str, Tensor]],
-        lr: float = 0.03,
-        momentum: float = 0.6,
-        weight_decay: float = 0.05,
-        sgd_layers: Sequence[str] | None = None,
-        sgd_lr: float = 0.1,
+        params: Iterable[tuple[str, Tensor]],  # names and parameters of a network, in the order of its layers
+        lr: float = 0.03,  # how far a step moves a matrix, measured by its spectral norm
+        momentum: float = 0.6,  # Nesterov's, of the matrices' gradients
+        weight_decay: float = 0.05,  # of the matrices; decoupled: a step shrinks them by lr × weight_decay
+        sgd_layers: Sequence[str] | None = None,  # whose weights SGD trains; None: the first and the last with weights
+        sgd_lr: float = 0.1,  # of the rest, as the next two; biases and norms do not decay
         sgd_momentum: float = 0.9,
         sgd_weight_decay: float = 5e-4,
     ) -> None:

@@ -5,6 +5,7 @@ any length.
 """
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
@@ -37,15 +38,9 @@ def onecycle(
 
     Source: Smith & Topin, "Super-Convergence", 2018. Momentum stays as the optimizer has it.
     """
-    return OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=max(total_steps, 2),
-        pct_start=warmup,
-        div_factor=1 / initial,
-        final_div_factor=initial / final,
-        cycle_momentum=False,
-    )
+    highest = [group["lr"] for group in optimizer.param_groups]
+    shape: Any = {"pct_start": warmup, "div_factor": 1 / initial, "final_div_factor": initial / final}
+    return OneCycleLR(optimizer, highest, max(total_steps, 2), cycle_momentum=False, **shape)
 
 
 def triangular(

@@ -56,25 +56,23 @@ def _call(name: str, maps: Tensor, *tensors: Tensor, relu: bool) -> None:
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, slope: Tensor, relu: bool
-    ) -> Tensor:
-        scale = weight * slope
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, relu: bool) -> Tensor:
+        scale = weight * rstd
         shift = bias - mean * scale
         output = torch.empty_like(maps)
         _call("apply", maps, maps, scale, shift, output, relu=relu)
         ctx.relu = relu
-        ctx.save_for_backward(maps, scale, shift, mean, slope)
+        ctx.save_for_backward(maps, scale, shift, mean, rstd)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        maps, scale, shift, mean, slope = ctx.saved_tensors
+        maps, scale, shift, mean, rstd = ctx.saved_tensors
         gradient = gradient.to(maps.dtype).contiguous(memory_format=torch.channels_last)
         sums, products = torch.empty_like(mean, dtype=torch.float64), torch.empty_like(mean, dtype=torch.float64)
         _call("gradient_sums", maps, gradient, maps, scale, shift, mean, sums, products, relu=ctx.relu)
         count, maps_gradient = maps.numel() // maps.shape[1], torch.empty_like(maps)
-        tilt, offset = (-scale * slope**2 * products / count).float(), (-scale * sums / count).float()
+        tilt, offset = (-scale * rstd**2 * products / count).float(), (-scale * sums / count).float()
         _call("backward", maps, gradient, maps, scale, shift, mean, tilt, offset, maps_gradient, relu=ctx.relu)
-        return maps_gradient, (products * slope).float(), sums.float(), None, None, None
+        return maps_gradient, (products * rstd).float(), sums.float(), None, None, None

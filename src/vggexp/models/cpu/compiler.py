@@ -26,12 +26,10 @@ def library(name: str) -> ctypes.CDLL | None:
     source = Path(__file__).with_name(f"{name}.cpp")
     with tempfile.TemporaryDirectory() as folder:
         compiled, linked = f"{folder}/{name}.o", f"{folder}/{name}.so"
+        options = ["-O3", "-march=native", "-fopenmp", "-fPIC"]
         try:
-            for command in (
-                [compiler, "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(source), "-o", compiled],
-                [compiler, "-shared", compiled, "-o", linked],
-            ):
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
+            for command in ([*options, "-c", str(source), "-o", compiled], ["-shared", compiled, "-o", linked]):
+                subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
             return ctypes.CDLL(linked)
         except (OSError, subprocess.SubprocessError):
             return None
@@ -46,10 +44,5 @@ def call(name: str, function: str, dtype: torch.dtype, *arguments: Tensor | int 
     """Calls the kernel for maps of this type; a tensor is passed as its address, None as a null pointer."""
     if any(isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in arguments):
         return  # a stand-in without content, such as torch's FakeTensor, with which memory is estimated
-    passed = [
-        ctypes.c_long(argument)
-        if isinstance(argument, int)
-        else ctypes.c_void_p(None if argument is None else argument.data_ptr())
-        for argument in arguments
-    ]
+    passed = [ctypes.c_long(x.data_ptr() if isinstance(x, Tensor) else x or 0) for x in arguments]
     library(name)[f"{TYPES[dtype]}_{function}"](*passed)  # type: ignore[index]

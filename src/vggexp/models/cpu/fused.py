@@ -25,6 +25,7 @@ PIECE_BYTES = 28_000_000 if hardware.last_level_cache() >= 2**27 else 7_000_000
 
 MAX_PIECES = 64  # pieces of a batch, about: the calls for more of them would cost more than they save
 
+Pool = nn.MaxPool2d | None
 aten = torch.ops.aten
 
 
@@ -102,10 +103,8 @@ def _run_fused(maps: Tensor, layers: list[nn.Module]) -> tuple[Tensor, int] | No
 def _images_per_piece(maps: Tensor, conv: nn.Conv2d) -> int:
     """How many images make a piece: all of them where pieces do not help."""
     size = conv.out_channels * _dtype(maps).itemsize
-    for pixels, kernel, stride, padding in zip(
-        maps.shape[2:], conv.kernel_size, conv.stride, pair(conv.padding), strict=True
-    ):
-        size *= (pixels + 2 * padding - kernel) // stride + 1
+    for n, padding in enumerate(pair(conv.padding)):
+        size *= (maps.shape[2 + n] + 2 * padding - conv.kernel_size[n]) // conv.stride[n] + 1
     fit = max(1, PIECE_BYTES // size, len(maps) // MAX_PIECES)
     return min(len(maps), 1 << (fit.bit_length() - 1))  # a power of two, which the threads share evenly
 
@@ -117,18 +116,13 @@ def _dtype(maps: Tensor) -> torch.dtype:
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        maps: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        conv: nn.Conv2d,
-        pool: nn.MaxPool2d | None,
-        needs_gradient: bool,
+        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pool: Pool, needs_gradient: bool
     ) -> Tensor:
         ctx.conv, ctx.pool, ctx.images, ctx.one_pass = conv, pool, _images_per_piece(maps, conv), False
         dtype = _dtype(maps)
         kernel, shift = weight.to(dtype), bias.to(dtype)
-        output = positions = None
+        output: Any = None
+        positions = None
         with torch.autocast("cpu", enabled=False):
             for start in range(0, len(maps), ctx.images):
                 piece = slice(start, start + ctx.images)
@@ -147,8 +141,7 @@ class _InPieces(torch.autograd.Function):
                 del found  # the next piece reuses its memory, which is still in the cache
         if needs_gradient:
             ctx.save_for_backward(maps, weight, output, positions)
-        assert output is not None
-        return output
+        return output  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -176,9 +169,9 @@ class _InPieces(torch.autograd.Function):
                     unpool = aten.max_pool2d_with_indices_backward.grad_input
                     unpool(piece_gradient, buffer, *_window(ctx.pool), positions[piece], grad_input=buffer)
                 piece_gradient = buffer
-            to_maps, to_weight, to_bias = packed_conv.gradients(
-                piece_gradient, maps[piece].to(output.dtype), kernel, ctx.conv.stride, padding, wanted
-            )
+            of_piece = maps[piece].to(output.dtype)
+            found = packed_conv.gradients(piece_gradient, of_piece, kernel, ctx.conv.stride, padding, wanted)
+            to_maps, to_weight, to_bias = found
             weight_gradient += to_weight
             bias_gradient += to_bias
             if maps_gradient is not None:
@@ -186,9 +179,7 @@ class _InPieces(torch.autograd.Function):
         return maps_gradient, weight_gradient, bias_gradient, None, None, None
 
 
-def _buffers(
-    found: Tensor, pool: nn.MaxPool2d | None, images: int, needs_gradient: bool, one_pass: bool
-) -> tuple[Tensor, Tensor | None]:
+def _buffers(found: Tensor, pool: Pool, images: int, needs_gradient: bool, one_pass: bool) -> tuple[Any, Any]:
     """Memory for the output of all images and, for the backward pass, for the positions of its maxima."""
     height, width = found.shape[2:]
     if pool is not None:

@@ -18,6 +18,7 @@ from vggexp.system import hardware
 ROW_PIXELS = 32  # pixels of a row that AMX takes at once in the gradient of the weights, which gains most
 
 MIN_IMAGES = 4  # with fewer images in a row, packing them costs more than it saves
+Pair = tuple[int, ...]  # along height and width
 
 
 def images_per_row(maps: Tensor, conv: nn.Conv2d) -> int:
@@ -55,18 +56,10 @@ def _unpack(wide: Tensor, count: int) -> Tensor:
     return maps
 
 
-def gradients(
-    gradient: Tensor,
-    maps: Tensor,
-    kernel: Tensor,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    wanted: list[bool],
-) -> Any:
+def gradients(gradient: Tensor, maps: Tensor, kernel: Tensor, stride: Pair, padding: Pair, wanted: list[bool]) -> Any:
     """The gradients of a convolution's input, weight and bias, each a tensor, or None where it is not wanted."""
-    return torch.ops.aten.convolution_backward(
-        gradient, maps, kernel, [len(kernel)], stride, padding, [1, 1], False, [0, 0], 1, wanted
-    )
+    options = ([len(kernel)], stride, padding, [1, 1], False, [0, 0], 1)
+    return torch.ops.aten.convolution_backward(gradient, maps, kernel, *options, wanted)
 
 
 class _Conv(torch.autograd.Function):
@@ -83,9 +76,5 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         wide, kernel = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[0], True, ctx.has_bias]
-        maps_gradient, weight_gradient, bias_gradient = gradients(
-            _pack(gradient, ctx.count), wide, kernel, (1, 1), (1, 1), wanted
-        )
-        if maps_gradient is not None:
-            maps_gradient = _unpack(maps_gradient, ctx.count)
-        return maps_gradient, weight_gradient, bias_gradient, None
+        to_maps, to_weight, to_bias = gradients(_pack(gradient, ctx.count), wide, kernel, (1, 1), (1, 1), wanted)
+        return None if to_maps is None else _unpack(to_maps, ctx.count), to_weight, to_bias, None

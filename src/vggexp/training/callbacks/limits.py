@@ -36,12 +36,9 @@ class FiniteLoss(L.Callback):
         self._batch = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._late = self._may_be_late(trainer)
-
-    def _may_be_late(self, trainer: L.Trainer) -> bool:
-        """Whether the device can skip a step; in 16-mixed, the scaling of the loss already uses this mechanism."""
         fused = trainer.optimizers[0].param_groups[0].get("fused")
-        return trainer.strategy.root_device.type == "cuda" and bool(fused) and trainer.precision != "16-mixed"
+        # in 16-mixed, the scaling of the loss already has the device skip steps
+        self._late = trainer.strategy.root_device.type == "cuda" and bool(fused) and trainer.precision != "16-mixed"
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._batch = batch_idx + 1

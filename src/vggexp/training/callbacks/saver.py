@@ -21,11 +21,8 @@ Point = Literal["batch", "epoch", "validation"]
 class Saver(Checkpoint):
     """Writes `last.ckpt` between epochs, every so many seconds and when a signal comes; `best.ckpt` by val/acc.
 
-    A signal ends the run at the next `Point`. With several processes, all save and end at the same one.
-
-    Args:
-        every_n_seconds: how much work may be lost at most.
-        seconds: how long the run has lasted in this process.
+    A signal ends the run at the next `Point`. With several processes, all save and end at the same one. `seconds` says
+    how long the run has lasted in this process.
     """
 
     def __init__(
@@ -60,9 +57,7 @@ class Saver(Checkpoint):
 
     on_train_end = on_train_epoch_start
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not (trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches):
             self._heed_signals(trainer, "batch", due=time.monotonic() - self._saved_at >= self.every_n_seconds)
 
