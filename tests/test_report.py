@@ -127,7 +127,7 @@ def test_the_files_contain_what_the_runs_contain(
     assert "11 completed, 1 failed" in out
     result = manifest.load(folder / "0", "")
     machine = f"{result['hardware']['cpu']}, {result['threads']} threads, {result['precision']}"
-    assert f"machine   {machine}\n" in out
+    assert f"machine: {machine}\n" in out
     assert f"- machine: {machine}" in (folder / "report" / "report.md").read_text()
     assert "out of | memory" in out
     assert "0.8800 ± 0.0100" in out
