@@ -136,6 +136,8 @@ FILES = {
     "another folder's defaults": "defaults: [/../../../../etc/passwd]",
     "a package on the search path": "hydra:\n  searchpath: [pkg://evil]",
     "an interpolated package": "hydra:\n  searchpath: ['${oc.env:EVIL_PATH}']",
+    "a package by a merge": "a: &a {searchpath: [pkg://evil]}\nhydra: {<<: *a}",
+    "a package in bytes": "hydra: {searchpath: [!!binary cGtnOi8vZXZpbA==]}",
 }
 
 

@@ -111,5 +111,5 @@ def _strings(tree: Any, key: str) -> Iterator[tuple[str, str]]:
     elif isinstance(tree, list):
         for number, value in enumerate(tree):
             yield from _strings(value, f"{key}.{number}")
-    elif isinstance(tree, str):
-        yield key, tree
+    elif isinstance(tree, str | bytes):
+        yield key, str(tree)
