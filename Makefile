@@ -8,7 +8,7 @@ ARGS   ?=
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train speedrun sweep report tensorboard test benchmark benchmark-full benchmark-gpu equality faults audit lint format lock wheel clean
+.PHONY: help setup data train speedrun sweep report tensorboard check test benchmark benchmark-full benchmark-gpu equality faults audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
@@ -45,8 +45,11 @@ report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."
 tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 	$(BIN)/vggexp tensorboard $(ARGS)
 
-test: $(READY) ## run the test suite
-	$(BIN)/python -m pytest $(ARGS)
+check: lint ## lint and the quick tests, for before each commit (90 seconds)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test: $(READY) ## run the test suite (8 minutes on two cores)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
 	$(BIN)/python -m benchmarks.compare $(ARGS)

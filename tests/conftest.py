@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +9,7 @@ from typing import NamedTuple
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from processes import TESTS, THREADS, started, vggexp  # noqa: F401  (tests import them from here)
 from vggexp.config import compose
 from vggexp.config.schema import Config
 from vggexp.data import idx
@@ -20,7 +19,7 @@ from vggexp.system import paths
 
 pytest_plugins = ["trials"]  # of tests/faults
 
-TESTS = Path(__file__).parent
+os.environ |= THREADS
 TINY = (
     f"--config-dir={TESTS / 'conf'}",
     "data=synthetic",
@@ -37,22 +36,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run every trial of tests/faults, not a sample")
 
 
+LONGEST = ("test_launchers", "test_search", "test_sweep", "test_configs", "test_fused", "test_stops", "test_processes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has one worker run all tests of a file, because they share fixtures; the longest files begin."""
+    names = [*LONGEST, ""]
+    items.sort(key=lambda item: names.index(item.path.stem if item.path.stem in LONGEST else ""))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def configure(*overrides: str) -> Config:
     """Composes and checks the config of a command line."""
     return compose.config(*overrides)
-
-
-def vggexp(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs `vggexp ARGS` as a user would."""
-    paths = os.pathsep.join([str(TESTS), *filter(None, [env.pop("PYTHONPATH", "")])])
-    return subprocess.run(
-        [sys.executable, "-m", "vggexp", *args],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": paths} | env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def refusal(call: Callable[[], object]) -> str:

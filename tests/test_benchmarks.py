@@ -25,6 +25,7 @@ def test_the_chapters_network_is_ours() -> None:
     assert torch.allclose(chapter(images), ours(images), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("loop", loops.LOOPS)
 def test_every_loop_trains_and_prints_what_it_measured(loop: str, real_cache: str, tmp_path: Path) -> None:
@@ -63,6 +64,7 @@ def test_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
     assert (tmp_path / "loops.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_says_that_there_is_no_gpu() -> None:
     command, env = [sys.executable, "-m", "benchmarks.gpu"], os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

@@ -23,6 +23,7 @@ def console(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
     listed = console("--help", cwd=tmp_path)
     assert listed.returncode == 0
@@ -35,6 +36,7 @@ def test_the_console_command_reaches_every_entry_point(tmp_path: Path) -> None:
     assert "vgg11" in refused.stderr
 
 
+@pytest.mark.slow
 def test_every_command_has_help_and_the_program_alone_says_how_to_start(tmp_path: Path) -> None:
     assert "vggexp train experiment=quickstart" in console(cwd=tmp_path).stdout
     assert re.fullmatch(r"vggexp \d+\.\d+\.\d+\n", console("--version", cwd=tmp_path).stdout)
@@ -73,6 +75,7 @@ def test_a_choice_in_the_users_own_folder_can_be_swept(tmp_path: Path) -> None:
     assert [cfg.model.ratio for cfg in every] == [16]
 
 
+@pytest.mark.slow
 def test_help_names_groups_and_keys(tmp_path: Path) -> None:
     done = vggexp("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -85,6 +88,7 @@ def test_help_names_groups_and_keys(tmp_path: Path) -> None:
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_make_help_lists_every_target_in_one_screen() -> None:
     command = ["make", "--no-print-directory", "help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -106,6 +110,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     done = vggexp("train", *QUICK, "debug=fast", "hydra.run.dir=outputs/run", cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr

@@ -163,6 +163,7 @@ def test_a_users_package_is_allowed_by_name() -> None:
         configure(*TINY, "allowed_packages=[]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["model=vgg12", "optimizer.lr=-1", "optimizer.lr=nan", "data.rezise=96", "model.ratio=3"])  # fmt: skip  # noqa: E501
 def test_the_command_answers_a_mistake_with_one_line_and_exit_2(override: str, tmp_path: Path) -> None:
     done = vggexp("train", override, cwd=tmp_path)
@@ -172,6 +173,7 @@ def test_the_command_answers_a_mistake_with_one_line_and_exit_2(override: str, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["model=vgg12"]], ids=" ".join)
 def test_torch_is_not_loaded_to_answer(flags: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *flags]
@@ -187,6 +189,7 @@ def test_rerunning_a_pickle_is_refused() -> None:
         compose.parse(["--experimental-rerun", "config.pickle"])
 
 
+@pytest.mark.slow
 def test_run_names_differ_between_processes() -> None:
     code = "from vggexp.config.compose import run_name; print(run_name() == run_name(), run_name())"
     command = [sys.executable, "-c", code]
@@ -195,6 +198,7 @@ def test_run_names_differ_between_processes() -> None:
     assert names[0] != names[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -219,6 +223,7 @@ def test_bash_completes(line: str, expected: str, tmp_path: Path) -> None:
     assert expected in done.stdout.split(), done.stderr
 
 
+@pytest.mark.slow
 def test_a_users_network_trains_from_one_python_file_and_one_yaml_file(tmp_path: Path) -> None:
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "data").mkdir()

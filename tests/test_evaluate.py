@@ -35,6 +35,7 @@ def rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+@pytest.mark.slow
 def test_the_command_repeats_the_stored_numbers_and_writes_tables_and_pictures(trained: Run, tmp_path: Path) -> None:
     run = shutil.copytree(trained.folder, tmp_path / "run")
     done = vggexp("evaluate", f"run={run}", "allowed_packages=[synthetic]", cwd=tmp_path)
@@ -122,6 +123,7 @@ def test_data_with_other_classes_are_refused(trained: Run, tmp_path: Path) -> No
     assert "'image_size': 64" in refusal(lambda: evaluate(networks.load(str(trained.folder), other), tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [

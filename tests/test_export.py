@@ -47,6 +47,7 @@ def test_a_network_with_test_time_flip_is_exported_with_it(train: Callable[..., 
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batch(
     trained: Run, found: networks.Network, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_file_that_does_not_agree_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_wrong_format_gives_one_line(tmp_path: Path) -> None:
     done = vggexp("export", "run=last", "formats=onnx,tflite", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -61,6 +61,7 @@ def test_the_page_has_five_additions() -> None:
     assert len(TRAINING) == 6
 
 
+@pytest.mark.slow
 def test_a_data_set_with_the_commands_of_the_page(folder: Path) -> None:
     first = COMMANDS.index(["python", "make_stripes.py"])
     for command in COMMANDS[first + 1 : first + 3]:

@@ -89,6 +89,7 @@ def losses(net: nn.Module, lr: float, steps: int = 60) -> list[float]:
     return found[:steps]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize(
     ("dtype", "batch_norm", "lr", "last", "tolerance"),

@@ -176,6 +176,7 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         obtain(tmp_path, root=root)
 
 
+@pytest.mark.slow
 def test_eight_processes_at_once_all_succeed(tmp_path: Path) -> None:
     root = synthetic.write(tmp_path / "root")
     code = f"""
@@ -197,6 +198,7 @@ def test_idx_headers_are_checked() -> None:
             idx.parse(broken)
 
 
+@pytest.mark.slow
 def test_the_data_command_fetches_and_trains_nothing(tmp_path: Path) -> None:
     done = vggexp("data", *TINY, f"data.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -204,6 +206,7 @@ def test_the_data_command_fetches_and_trains_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_data_set_has_the_expected_shapes(real_cache: str) -> None:
     files = idx.obtain(idx.FASHION_MNIST, cache_dir=real_cache, online=False)

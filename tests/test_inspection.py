@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from conftest import QUICK, TINY, Run, configure, refusal, vggexp
-from test_sweep import started
+from conftest import QUICK, TINY, Run, configure, refusal, started, vggexp
 from vggexp.checkpoints import file as checkpoint
 from vggexp.config.instantiate import datamodule, network
 from vggexp.inspection import base, callbacks, distributions, pictures, projection
@@ -130,6 +129,7 @@ def test_texts_describe_the_run(shown: Run) -> None:
     assert "| features.0.0 | Conv2d | 4×32×32 | 40 |" in layers
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_shows_each_step_once(shown: Run, tmp_path: Path) -> None:
     args = [*QUICK, *ALL, "trainer.max_epochs=5", "inspect.times=3", "checkpoint.every_n_seconds=0.1"]
     folder = tmp_path / "outputs" / "run"
@@ -275,6 +275,7 @@ def test_the_csv_logger_alone_writes_no_events(train: Train) -> None:
     assert "grad_norm" in (run.folder / "metrics.csv").read_text().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_mlflow_has_numbers_and_pictures_and_continues_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +295,7 @@ def test_mlflow_has_numbers_and_pictures_and_continues_the_same_run(
     assert list((tmp_path / "outputs" / "mlflow").rglob("filters/first_layer/*.png"))
 
 
+@pytest.mark.slow
 def test_wandb_logs_offline(tmp_path: Path) -> None:
     done = vggexp("train", *QUICK, *ALL, "logger=wandb", "hydra.run.dir=outputs/run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -302,6 +304,7 @@ def test_wandb_logs_offline(tmp_path: Path) -> None:
     assert list((tmp_path / "outputs" / "run" / "wandb").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_profile_writes_a_trace_and_prints_the_top_operations(tmp_path: Path) -> None:
     args = [*TINY, "debug=profile", "trainer.accelerator=cpu", "hydra.run.dir=outputs/run"]
     done = vggexp("train", *args, cwd=tmp_path)

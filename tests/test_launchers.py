@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, TESTS, configure, refusal, vggexp
-from test_sweep import ONE_THREAD, SCORES, SMALL, results, scores, started, wait_for
+from conftest import QUICK, TESTS, configure, refusal, started, vggexp
+from test_sweep import SCORES, SMALL, results, scores, wait_for
 from vggexp.config import compose
 from vggexp.jobs import launcher
 from vggexp.runs import manifest
@@ -27,32 +27,35 @@ SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     """The scores of the default launcher, by config hash."""
     folder = tmp_path_factory.mktemp("default")
-    done = vggexp("train", *GRID, "hydra.sweep.dir=outputs/default", cwd=folder, **ONE_THREAD)
+    done = vggexp("train", *GRID, "hydra.sweep.dir=outputs/default", cwd=folder)
     assert done.returncode == 0, done.stderr
     return scores(folder / "outputs" / "default")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_launcher_changes_no_number(launcher: str, expected: dict[str, list[float]], tmp_path: Path) -> None:
     args = [f"hydra/launcher={launcher}", "hydra.sweep.dir=outputs/here"]
-    done = vggexp("train", *GRID, *args, cwd=tmp_path, **ONE_THREAD)
+    done = vggexp("train", *GRID, *args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert scores(tmp_path / "outputs" / "here") == expected
     assert "epoch 1/1" not in done.stdout  # that is in the jobs' output.log
     assert "epoch 1/1" in (tmp_path / "outputs" / "here" / "0" / "output.log").read_text()
 
 
+@pytest.mark.slow
 def test_joblib_divides_the_threads_among_its_jobs(tmp_path: Path) -> None:
     args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/here"]
     command = ["-m", *QUICK, "trainer.max_epochs=30", "seed=0,1", *args]
     folder = tmp_path / "outputs" / "here"
-    with started(tmp_path, *command, threads=None) as process:
+    with started(tmp_path, *command, OMP_NUM_THREADS=None) as process:
         wait_for(folder, "running", number=2)
         assert process.wait(120) == 0
     cores = len(os.sched_getaffinity(0))
     assert {r["threads"] for r in results(folder).values()} == {max(1, cores // 2)}
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_jobs_of_another_launcher(tmp_path: Path) -> None:
     args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/here"]
     command = ["-m", *QUICK, "trainer.max_epochs=3000", "seed=0,1,2", *args]
@@ -70,6 +73,7 @@ def test_ctrl_c_reaches_the_jobs_of_another_launcher(tmp_path: Path) -> None:
     assert (folder / "0" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_ray_trains_on_every_node(
     expected: dict[str, list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +85,7 @@ def test_ray_trains_on_every_node(
     try:
         cluster.add_node(num_cpus=1)
         ray = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={cluster.address}"]
-        done = vggexp("train", *GRID, *ray, "hydra.sweep.dir=outputs/ray", cwd=tmp_path, **ONE_THREAD)
+        done = vggexp("train", *GRID, *ray, "hydra.sweep.dir=outputs/ray", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert scores(tmp_path / "outputs" / "ray") == expected
         long = ["-m", *QUICK, "trainer.max_epochs=60", "seed=0,1", "hydra.sweep.dir=outputs/both"]
@@ -154,6 +158,7 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_slurm_changes_no_number(expected: dict[str, list[float]], tmp_path: Path) -> None:
     args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
@@ -162,6 +167,7 @@ def test_slurm_changes_no_number(expected: dict[str, list[float]], tmp_path: Pat
     assert scores(tmp_path / "outputs" / "slurm") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_a_job_that_slurm_requeues_continues(tmp_path: Path) -> None:
     args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
@@ -202,14 +208,14 @@ DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.m
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The result of one run on two processes, started by Lightning."""
     folder = tmp_path_factory.mktemp("ddp")
-    done = vggexp("train", *QUICK, *DDP, "hydra.run.dir=outputs/run", cwd=folder, **ONE_THREAD)
+    done = vggexp("train", *QUICK, *DDP, "hydra.run.dir=outputs/run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return manifest.load(folder / "outputs" / "run", "")
 
 
 def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
     """Checks that processes started from outside train as one run, with the same numbers, in one folder."""
-    env = os.environ | ONE_THREAD | {"PYTHONPATH": str(TESTS)}
+    env = os.environ | {"PYTHONPATH": str(TESTS)}
     command = [*start, "-m", "vggexp.train", *QUICK, *DDP]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -218,16 +224,19 @@ def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
     assert [result[name] for name in SCORES] == [expected[name] for name in SCORES]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_one_run_on_two_processes(two_processes: dict[str, object], tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     same_as(two_processes, tmp_path, *torchrun)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_slurm_trains_one_run_on_two_processes(two_processes: dict[str, object], tmp_path: Path) -> None:
     same_as(two_processes, tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable)
 
 
+@pytest.mark.slow
 def test_restarted_processes_resume(tmp_path: Path) -> None:
     args = [*QUICK, "hydra.run.dir=outputs/run"]
     with started(tmp_path, *args, "trainer.max_epochs=3000") as process:

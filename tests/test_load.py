@@ -45,6 +45,7 @@ def test_a_checkpoint_alone_is_enough(copy: Path, tmp_path: Path) -> None:
     assert (found.folder, found.result) == (tmp_path, None)
 
 
+@pytest.mark.slow
 def test_last_is_the_run_that_started_last_on_its_own_or_in_a_sweep(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

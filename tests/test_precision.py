@@ -47,6 +47,7 @@ def test_the_meaning_of_auto_is_printed_recorded_and_kept(
     assert "trainer.precision=auto: bf16-mixed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns_the_same_under_the_same_names(train: Callable[..., Run]) -> None:
     """Needs a C++ compiler, which .ci/run installs; without one, the test fails with a message that says so."""
     plain, compiled = (train("trainer.max_epochs=1", *more) for more in ([], ["trainer.compile=default"]))

@@ -44,6 +44,7 @@ def by_hand(run: Run, pixels: np.ndarray) -> torch.Tensor:
         return found.module(resize(torch.from_numpy(pixels.copy()), 32).unsqueeze(1).float().div(255)).softmax(1)
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_networks_probabilities_for_files_and_idx(
     trained: Run, folder: Path, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_the_command_gives_the_networks_probabilities_for_files_and_idx(
     assert [float(row["probability"]) for row in rows] == pytest.approx(expected.max(1).values.tolist(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_named_and_left_out(trained: Run, folder: Path, tmp_path: Path) -> None:
     whole = (folder / "0.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole)
@@ -86,6 +88,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(trained: Run, folder: 
     assert lines[4:] == ["vggexp: 4 of 6 files could not be read"]
 
 
+@pytest.mark.slow
 def test_the_table_names_the_three_most_probable_classes(trained: Run, folder: Path) -> None:
     done = vggexp("predict", f"run={trained.folder}", f"input={folder}/[01].png", "allowed_packages=[synthetic]")
     lines = [line for line in done.stdout.splitlines() if ".png" in line]
@@ -160,6 +163,7 @@ def test_invalid_inputs_are_named(tmp_path: Path) -> None:
     assert images.files(str(tmp_path / "a,b.png")) == [tmp_path / "a,b.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "words"),
     [

@@ -95,6 +95,7 @@ def test_training_starts_from_a_checkpoint_and_says_so(
     assert f"weights from {path}: loaded 22 of 22 entries" in capsys.readouterr().out.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_missing_file_in_one_line(tmp_path: Path) -> None:
     done = vggexp("train", "model.weights=nowhere.pth", "hydra.run.dir=outputs/run", cwd=tmp_path)
     assert done.returncode == 2

@@ -170,6 +170,7 @@ def test_what_a_report_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "unknown key" in refusal(lambda: command.main(["empty", "folder=x"]))
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_last_sweep(sweep: Sweep, tmp_path: Path) -> None:
     sweep("outputs/older")
     folder = sweep("outputs/newer", seeds=(0,))
@@ -210,6 +211,7 @@ def column(page: Page, name: str) -> list[str]:
     return page.locator(f"#table tbody tr td:nth-child({n + 1})").all_inner_texts()
 
 
+@pytest.mark.slow
 def test_the_page_requests_nothing_and_reports_no_errors(page: Page) -> None:
     for select in page.locator("select").all():
         for option in select.locator("option").all():
@@ -224,6 +226,7 @@ def test_the_page_requests_nothing_and_reports_no_errors(page: Page) -> None:
     assert any("Content Security Policy" in text for text in page.messages)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_table_sorts_by_mouse_and_keyboard(page: Page) -> None:
     page.get_by_role("button", name="val/acc", exact=True).last.click()
     shown = [text for text in column(page, "val/acc") if text != "–"]
@@ -237,6 +240,7 @@ def test_the_table_sorts_by_mouse_and_keyboard(page: Page) -> None:
     assert column(page, "data.resize") == ["32"] * 6 + ["64"] * 6
 
 
+@pytest.mark.slow
 def test_a_filter_narrows_table_and_charts(page: Page) -> None:
     assert page.locator("#curves .scatterlayer .trace").count() == 12
     page.get_by_label("Filter", exact=True).fill("resize=64 lr=0.001")
@@ -252,6 +256,7 @@ def test_a_filter_narrows_table_and_charts(page: Page) -> None:
     expect(page.locator("#curves .scatterlayer .trace")).to_have_count(12)
 
 
+@pytest.mark.slow
 def test_hovering_a_curve_names_its_run(page: Page) -> None:
     point = page.locator("#curves .scatterlayer .trace .point").first
     point.scroll_into_view_if_needed()
@@ -264,6 +269,7 @@ def test_hovering_a_curve_names_its_run(page: Page) -> None:
     assert "epoch" in text
 
 
+@pytest.mark.slow
 def test_the_charts_show_the_numbers(page: Page) -> None:
     z = page.evaluate("document.getElementById('heatmap').data[0].z")
     assert z[1][1] == pytest.approx(0.88)  # resize 64, lr 0.001: the mean over three seeds
@@ -273,6 +279,7 @@ def test_the_charts_show_the_numbers(page: Page) -> None:
     assert page.evaluate("document.getElementById('parallel').data.length") == 11
 
 
+@pytest.mark.slow
 def test_curves_can_be_drawn_against_training_time(page: Page, trained: Run) -> None:
     page.locator("#curves-x").select_option("train_seconds")
     shown = page.evaluate("document.getElementById('curves').data[0].x")
@@ -281,6 +288,7 @@ def test_curves_can_be_drawn_against_training_time(page: Page, trained: Run) -> 
     assert page.locator("#curves .xtitle").text_content() == "seconds of training"
 
 
+@pytest.mark.slow
 def test_links_lead_to_the_runs_and_text_is_never_markup(page: Page) -> None:
     link = page.locator("#table tbody a").first.get_attribute("href")
     assert link == "../0/"
@@ -288,6 +296,7 @@ def test_links_lead_to_the_runs_and_text_is_never_markup(page: Page) -> None:
     assert page.locator("#failures img").count() == 0
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone_and_paper(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.wait_for_timeout(400)

@@ -27,6 +27,7 @@ def test_noise_and_edges_are_bit_identical_to_pil(size: int) -> None:
     assert np.array_equal(resize(torch.from_numpy(images), size).numpy(), by_pil(images, size))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("size", SIZES)
 def test_real_images_are_bit_identical_to_pil(size: int, real_cache: str) -> None:

@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, TESTS, Run, configure, refusal, vggexp
+from conftest import QUICK, Run, configure, refusal, started, vggexp
 from test_run import logged
 from vggexp.checkpoints import file as checkpoint
 from vggexp.checkpoints.io import CheckpointFiles
@@ -60,6 +58,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert "holds no config" in refusal(lambda: resume.config(tmp_path / "a", []))
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_continues_only_for_more_epochs(tmp_path: Path) -> None:
     """With a constant rate, two epochs and then one more give the same as three at once."""
     options = [*QUICK, "hydra.run.dir=outputs/run"]
@@ -100,18 +99,11 @@ def test_a_longer_run_stretches_its_schedule(tmp_path: Path) -> None:
     assert min(rates[:4]) < rates[5] > rates[19]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     """The first Ctrl-C waits for the batch to end, which takes this network many seconds."""
     options = [*QUICK, "model.ratio=1", "data.resize=224", "data.batch_size=64", "hydra.run.dir=outputs/run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vggexp", "train", *options, "trainer.max_epochs=99"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(TESTS)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    try:
+    with started(tmp_path, *options, "trainer.max_epochs=99") as process:
         while not list((tmp_path / "outputs" / "run").glob("events.*")) and process.poll() is None:
             time.sleep(0.1)
         time.sleep(4)
@@ -120,8 +112,6 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(3) == 130
-    finally:
-        process.kill()
     result = json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())
     assert (result["status"], result["reason"]) == ("interrupted", "Ctrl-C")
 

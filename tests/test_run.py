@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from conftest import QUICK, TESTS, Run, configure, vggexp
+from conftest import QUICK, Run, configure, started, vggexp
 from synthetic import TEST, SyntheticMNIST
 from vggexp.config.instantiate import network
 from vggexp.errors import UserError
@@ -229,6 +226,7 @@ def only(paths: list[Path]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     done = vggexp("train", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -249,32 +247,16 @@ def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     assert json.loads((folder / "result.json").read_text()) == result
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vggexp", "train", *QUICK, "trainer.max_epochs=5000", "hydra.run.dir=outputs/run"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=_with_tests(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("epoch 2/"):
-                break
+    with started(tmp_path, *QUICK, "trainer.max_epochs=5000", "hydra.run.dir=outputs/run") as process:
+        process.wait_for_output("epoch 2/")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-    finally:
-        process.kill()
     assert json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())["status"] == "interrupted"
 
 
-def _with_tests() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1"}
-
-
+@pytest.mark.slow
 def test_two_processes_count_every_test_image_once(tmp_path: Path) -> None:
     options = [*QUICK, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
     done = vggexp("train", *options, "hydra.run.dir=outputs/run", cwd=tmp_path)
@@ -284,6 +266,7 @@ def test_two_processes_count_every_test_image_once(tmp_path: Path) -> None:
     assert result["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_set_is_learned_in_150_steps(real_cache: str, tmp_path: Path) -> None:
     options = ["model.ratio=8", "model.init=kaiming", "data.resize=32", f"data.cache_dir={real_cache}"]

@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 import pytest
 
-from conftest import QUICK, refusal, vggexp
-from test_sweep import ONE_THREAD, results, started, wait_for
+from conftest import QUICK, refusal, started, vggexp
+from test_sweep import FORK, results, wait_for
 from vggexp.commands import train
 from vggexp.config import compose
 from vggexp.jobs.search import TRIES
@@ -20,7 +20,16 @@ from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
 SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")
-SEARCH = ("-m", *QUICK, "search=optuna", "search.n_trials=8", "search.startup_trials=3", "trainer.max_epochs=3", *SPACE)
+SEARCH = (
+    "-m",
+    FORK,
+    *QUICK,
+    "search=optuna",
+    "search.n_trials=8",
+    "search.startup_trials=3",
+    "trainer.max_epochs=3",
+    *SPACE,
+)
 
 
 def study(folder: Path) -> optuna.Study:
@@ -35,11 +44,12 @@ def trials(folder: Path) -> list[tuple[Any, ...]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of a search that is not disturbed."""
     folder = tmp_path_factory.mktemp("search")
-    done = vggexp("train", *SEARCH, "hydra.sweep.dir=outputs/study", cwd=folder, **ONE_THREAD)
+    done = vggexp("train", *SEARCH, "hydra.sweep.dir=outputs/study", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "outputs" / "study", done.stdout
 
 
+@pytest.mark.slow
 def test_a_search_maximizes_val_acc_and_prunes(whole: tuple[Path, str]) -> None:
     folder, out = whole
     found = results(folder)
@@ -61,6 +71,7 @@ def test_a_search_maximizes_val_acc_and_prunes(whole: tuple[Path, str]) -> None:
     assert "test/acc" not in pruned
 
 
+@pytest.mark.slow
 def test_trials_differ_only_in_the_search_space(whole: tuple[Path, str]) -> None:
     for number, _, params, *_ in trials(whole[0]):
         config = results(whole[0])[str(number)]["config"]
@@ -72,6 +83,7 @@ def test_trials_differ_only_in_the_search_space(whole: tuple[Path, str]) -> None
         assert params.keys() == {"data.resize", "optimizer.lr", "model.dropout"}
 
 
+@pytest.mark.slow
 def test_a_killed_search_continues_and_makes_the_same_choices(whole: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "study"
     for done in (1, 4):
@@ -82,31 +94,34 @@ def test_a_killed_search_continues_and_makes_the_same_choices(whole: tuple[Path,
             process.wait()
             if done == 1:
                 os.kill(run.result["pid"], signal.SIGKILL)
-    last = vggexp("train", "sweep=last", "allowed_packages=[synthetic]", cwd=tmp_path, **ONE_THREAD)
+    last = vggexp("train", "sweep=last", "allowed_packages=[synthetic]", cwd=tmp_path)
     assert last.returncode == 0, last.stdout + last.stderr
     assert trials(folder) == trials(whole[0])
 
 
+@pytest.mark.slow
 def test_more_trials_extend_a_search(whole: tuple[Path, str]) -> None:
     folder, _ = whole
     before = trials(folder)
     more = [arg.replace("n_trials=8", "n_trials=10") for arg in SEARCH]
-    done = vggexp("train", *more, cwd=folder.parents[1], **ONE_THREAD)  # the search is found without naming its folder
+    done = vggexp("train", *more, cwd=folder.parents[1])  # the search is found without naming its folder
     assert done.returncode == 0, done.stdout + done.stderr
     assert trials(folder)[:8] == before
     assert len(trials(folder)) == 10
 
 
+@pytest.mark.slow
 def test_a_pruned_run_can_be_trained_to_its_end(whole: tuple[Path, str], tmp_path: Path) -> None:
     pruned = next(name for name, r in results(whole[0]).items() if r["status"] == "pruned")
     folder = tmp_path / "run"
     shutil.copytree(whole[0] / pruned, folder)
-    done = vggexp("train", f"resume={folder}", "allowed_packages=[synthetic]", **ONE_THREAD)
+    done = vggexp("train", f"resume={folder}", "allowed_packages=[synthetic]")
     assert done.returncode == 0, done.stderr
     result = manifest.load(folder, "")
     assert (result["status"], result["epochs"]) == ("completed", 3)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
     args = [*SEARCH, "hydra.sweep.dir=outputs/study", "search.storage=sqlite:///shared.db", "search.study=both"]
     folder = tmp_path / "outputs" / "study"
@@ -122,6 +137,7 @@ def test_two_workers_share_a_study(tmp_path: Path) -> None:
     assert len({r["command"][0] + str(r["pid"]) for r in found.values()}) == 8
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_search_with_its_table(tmp_path: Path) -> None:
     args = [*SEARCH, "trainer.max_epochs=3000", "search.pruner=null", "hydra.sweep.dir=outputs/study"]
     folder = tmp_path / "outputs" / "study"
@@ -138,9 +154,11 @@ def test_ctrl_c_ends_a_search_with_its_table(tmp_path: Path) -> None:
     assert study(folder).trials[0].state.name == "RUNNING"  # the next start continues it
 
 
+@pytest.mark.slow
 def test_several_trials_at_once(tmp_path: Path) -> None:
     args = ["hydra/launcher=joblib", "search.at_once=2", "search.n_trials=4", "hydra.sweep.dir=outputs/study"]
-    done = vggexp("train", *SEARCH, *args, cwd=tmp_path, **ONE_THREAD)
+    own = [arg for arg in SEARCH if arg != FORK]
+    done = vggexp("train", *own, *args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [t[1] in ("COMPLETE", "PRUNED") for t in trials(tmp_path / "outputs" / "study")] == [True] * 4
 
@@ -167,6 +185,7 @@ def test_a_search_without_multirun_says_what_is_missing() -> None:
     assert "add --multirun" in refusal(lambda: compose.config("search=optuna"))
 
 
+@pytest.mark.slow
 def test_an_impossible_trial_fails_and_the_search_ends(tmp_path: Path) -> None:
     args = [*SEARCH, "data.val_size=400", "search.n_trials=2", "hydra.sweep.dir=outputs/study"]
     done = vggexp("train", *args, cwd=tmp_path)
@@ -175,6 +194,7 @@ def test_an_impossible_trial_fails_and_the_search_ends(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "outputs" / "study" / "0" / "result.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_each_time_is_given_up(tmp_path: Path) -> None:
     args = [*SEARCH, "trainer.max_epochs=3000", "search.n_trials=1", "hydra.sweep.dir=outputs/study"]
     folder, killed = tmp_path / "outputs" / "study", set()

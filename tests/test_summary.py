@@ -15,6 +15,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_vgg11_has_the_chapters_shapes(tmp_path: Path) -> None:
     done = vggexp("summary", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -47,6 +48,7 @@ def test_counts_match_a_calculation_by_hand() -> None:
     assert relu.activation_bytes == 4 * pixels  # its output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -69,6 +71,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(options: list[st
     assert 0 < found.seconds < 60
 
 
+@pytest.mark.slow
 def test_several_networks_are_measured_and_compared(tmp_path: Path) -> None:
     args = ("model=alexnet,vgg11", "model.ratio=16", "data.resize=80", "data.batch_size=8", "trainer.accelerator=cpu")
     done = vggexp("summary", "--measure", "--output", "here", *args, cwd=tmp_path)
@@ -83,6 +86,7 @@ def test_several_networks_are_measured_and_compared(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "here").iterdir()} == {".csv", ".png"}
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_into_memory_is_not_measured(tmp_path: Path) -> None:
     args = ("data.batch_size=100000", "trainer.accelerator=cpu")
     done = vggexp("summary", "--measure", *args, cwd=tmp_path)
@@ -91,6 +95,7 @@ def test_a_network_that_does_not_fit_into_memory_is_not_measured(tmp_path: Path)
     assert "data.batch_size" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_gives_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
     done = vggexp("summary", "model=alexnet,vgg12", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

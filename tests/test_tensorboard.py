@@ -1,16 +1,14 @@
 """TensorBoard itself, in a real browser: each of its pages shows what the run logged."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from conftest import QUICK, TESTS, Run, refusal, vggexp
+from conftest import QUICK, Run, refusal, started, vggexp
+from test_sweep import FORK
 from vggexp.commands import tensorboard
 from vggexp.report import names
 from vggexp.runs import manifest
@@ -21,7 +19,7 @@ from vggexp.runs import read as runs
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two runs that show everything they can."""
     folder = tmp_path_factory.mktemp("tensorboard")
-    args = [*QUICK, "inspect=default", "trainer.log_every_n_steps=2", "optimizer.lr=0.002,0.001"]
+    args = [FORK, *QUICK, "inspect=default", "trainer.log_every_n_steps=2", "optimizer.lr=0.002,0.001"]
     done = vggexp("train", "-m", *args, "hydra.sweep.dir=outputs/sweep", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "sweep"
@@ -30,19 +28,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(sweep: Path) -> Iterator[str]:
     """The address of TensorBoard, started by the command."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vggexp", "tensorboard", "last", "port=0"],
-        cwd=sweep.parents[1],
-        env=os.environ | {"PYTHONPATH": str(TESTS)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().split()[1]
-    finally:
-        process.kill()
-        process.communicate()
+    with started(sweep.parents[1], "last", "port=0", command="tensorboard") as process:
+        process.wait_for_output("http")
+        yield process.output.split()[1]
 
 
 @pytest.fixture
@@ -57,12 +45,14 @@ def page(url: str, browser: Browser) -> Iterator[Page]:
 NAMES = ("lr=0.002", "lr=0.001")
 
 
+@pytest.mark.slow
 def test_runs_are_named_by_the_settings_that_varied(sweep: Path) -> None:
     assert set(names.names(runs.find([sweep]))) == set(NAMES)
     several = names.names(runs.find([sweep.parent, sweep / "0"]))
     assert set(several) == set(NAMES)
 
 
+@pytest.mark.slow
 def test_links_are_made_for_runs_that_begin_later(sweep: Path, tmp_path: Path) -> None:
     names.link([sweep / "0"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # a run alone has no settings that differ
@@ -77,6 +67,7 @@ def test_what_tensorboard_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "port=x" in refusal(lambda: tensorboard.main([str(trained.folder), "port=x"]))
 
 
+@pytest.mark.slow
 def test_scalars_match_the_run(page: Page, url: str, sweep: Path) -> None:
     page.goto(f"{url}#timeseries")
     for name in NAMES:
@@ -87,12 +78,14 @@ def test_scalars_match_the_run(page: Page, url: str, sweep: Path) -> None:
         expect(card).to_contain_text(f"{manifest.load(sweep / str(n), '')['test/loss']:.4f}")
 
 
+@pytest.mark.slow
 def test_the_three_stages_share_a_chart(page: Page, url: str) -> None:
     page.goto(f"{url}#custom_scalars")
     expect(page.get_by_text("1 training")).to_be_visible()
     expect(page.get_by_text("Matches (6)").first).to_be_attached()  # the loss of three stages in two runs
 
 
+@pytest.mark.slow
 def test_images_are_listed_and_loaded(page: Page, url: str) -> None:
     page.goto(f"{url}#images")
     expect(page.get_by_text("filters/first_layer").first).to_be_attached()
@@ -105,6 +98,7 @@ def test_images_are_listed_and_loaded(page: Page, url: str) -> None:
     expect(page.get_by_text("mistakes/test").first).to_be_attached()
 
 
+@pytest.mark.slow
 def test_hparams_compare_the_runs_by_final_results(page: Page, url: str, sweep: Path) -> None:
     page.goto(f"{url}#hparams")
     table = page.locator("tf-hparams-table-view")
@@ -117,17 +111,20 @@ def test_hparams_compare_the_runs_by_final_results(page: Page, url: str, sweep: 
         expect(table.get_by_role("row", name=re.compile(f"^{name} .* {loss:.4f} "))).to_be_attached()
 
 
+@pytest.mark.slow
 def test_pr_curves_have_a_card_for_each_class(page: Page, url: str) -> None:
     page.goto(f"{url}#pr_curves")
     for n in (0, 9):
         expect(page.get_by_text(f"pr/bar_{n}").first).to_be_attached()
 
 
+@pytest.mark.slow
 def test_the_graph_is_that_of_the_network(page: Page, url: str) -> None:
     page.goto(f"{url}#graphs")
     expect(page.locator("tf-graph-scene g.node text", has_text="VGG").first).to_be_attached()
 
 
+@pytest.mark.slow
 def test_texts_show_config_and_layers(page: Page, url: str) -> None:
     page.goto(f"{url}#text")
     expect(page.get_by_text("run/config").first).to_be_attached()
@@ -135,12 +132,14 @@ def test_texts_show_config_and_layers(page: Page, url: str) -> None:
     expect(page.get_by_text("config_hash").first).to_be_attached()  # from the manifest
 
 
+@pytest.mark.slow
 def test_the_projector_has_the_test_images(page: Page, url: str) -> None:
     page.goto(f"{url}#projector")
     frame = page.frame_locator("iframe").frame_locator("iframe")
     expect(frame.get_by_text("Points: 130")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_nothing_is_requested_from_other_servers(page: Page, url: str) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

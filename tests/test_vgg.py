@@ -150,6 +150,7 @@ def test_without_hidden_units_one_linear_layer_classifies() -> None:
     assert net(torch.rand(3, 1, 28, 28)).shape == (3, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("arch", [*KERNELS, "alexnet"])
 def test_every_network_learns_as_configured(arch: str, real_cache: str) -> None:

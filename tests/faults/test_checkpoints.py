@@ -18,6 +18,8 @@ from vggexp.checkpoints import file as checkpoint
 from vggexp.errors import UserError
 from vggexp.inference import load as trained
 
+pytestmark = pytest.mark.slow
+
 
 class Call:
     """An object whose pickle is a function call."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trials import Farm, Server, Tally
+from trials import Server, Tally
 
 from conftest import configure
 from vggexp.data import idx
@@ -45,6 +45,7 @@ MISTAKES = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_invalid_configs(
     tally: Callable[[str], Tally], count: Callable[[int, int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +53,7 @@ def test_invalid_configs(
     monkeypatch.setattr(idx, "obtain", lambda *_, **__: pytest.fail("the data were read"))
 
     @settings(
-        max_examples=count(1000, 200),
+        max_examples=count(1000, 60),
         deadline=None,
         derandomize=True,
         database=None,
@@ -141,7 +142,8 @@ FILES = {
 }
 
 
-def test_attacks_by_a_config(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_attacks_by_a_config(tally: Callable[[str], Tally], farm: Server, tmp_path: Path) -> None:
     """A canary file would prove that code ran; importing the module `evil` writes one."""
     attacks = tally("attacks by a config")
     plans = [

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from trials import RESUME, START, Farm, Server, Tally, finish
+from trials import RESUME, START, Server, Tally, finish
 
 import synthetic
 from vggexp.checkpoints import file as checkpoint
 from vggexp.data import idx
 from vggexp.errors import UserError
 from vggexp.runs import manifest
+
+pytestmark = pytest.mark.slow
 
 
 def _cut(path: Path) -> None:
@@ -63,7 +65,7 @@ SAVES = [
 ]
 
 
-def test_saves(tally: Callable[[str], Tally], farm: Farm, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+def test_saves(tally: Callable[[str], Tally], farm: Server, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     """Earlier checkpoints stay intact, the reason is reported, and once it is fixed, the run resumes exactly."""
     saves = tally("faults while saving")
 
@@ -109,7 +111,7 @@ VALUES = ("nan_loss", "infinite_loss", "out_of_memory", "nan_weight", "out_of_gp
 
 def test_values(
     tally: Callable[[str], Tally],
-    farm: Farm,
+    farm: Server,
     tmp_path: Path,
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],

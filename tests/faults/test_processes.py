@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +12,11 @@ import pytest
 import torch
 from trials import ARGS, Tally
 
-from conftest import TESTS, vggexp
+from conftest import started, vggexp
 from synthetic import TEST
 from vggexp.runs import manifest
+
+pytestmark = pytest.mark.slow
 
 OPTIONS = (*ARGS, "model.dropout=0.0", "data.batch_size=100", "optimizer.lr=0.002", "checkpoint.every_n_seconds=1000")
 """3 does not divide a batch of 100, and neither 3 nor 4 divides the 130 test images."""
@@ -28,7 +28,7 @@ def options(world: int) -> list[str]:
 
 def run(world: int, cwd: Path, *more: str) -> dict[str, Any]:
     cwd.mkdir()
-    done = vggexp("train", *options(world), *more, "hydra.run.dir=outputs/run", cwd=cwd, OMP_NUM_THREADS="1")
+    done = vggexp("train", *options(world), *more, "hydra.run.dir=outputs/run", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return manifest.load(cwd / "outputs" / "run", "")
 
@@ -36,35 +36,20 @@ def run(world: int, cwd: Path, *more: str) -> dict[str, Any]:
 def stop(world: int, cwd: Path, signum: int, everybody: bool) -> None:
     """Starts a run and, in its second epoch, signals its first process or, as a terminal does, all of them."""
     cwd.mkdir()
-    env = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vggexp.train", *options(world), "hydra.run.dir=outputs/run"]
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("epoch 1/"):
-                break
-        if everybody:
-            os.killpg(process.pid, signum)
-        else:
-            process.send_signal(signum)
-        rest = process.stdout.read()
-        assert process.wait(60) == 128 + signum, rest
-        assert "Traceback" not in rest, rest
-        assert manifest.load(cwd / "outputs" / "run", "")["status"] == "interrupted"
-        assert _gone(process.pid), "a process still runs"
-    finally:
-        if not _gone(process.pid, 0):
-            os.killpg(process.pid, signal.SIGKILL)
+    with started(cwd, *options(world), "hydra.run.dir=outputs/run") as process:
+        process.wait_for_output("epoch 1/")
+        try:
+            if everybody:
+                os.killpg(process.pid, signum)
+            else:
+                process.send_signal(signum)
+            assert process.wait(60) == 128 + signum, process.output + process.errors
+            assert "Traceback" not in process.output + process.errors
+            assert manifest.load(cwd / "outputs" / "run", "")["status"] == "interrupted"
+            assert _gone(process.pid), "a process still runs"
+        finally:
+            if not _gone(process.pid, 0):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _gone(group: int, seconds: float = 10) -> bool:
@@ -98,7 +83,7 @@ def test_several_processes(tally: Callable[[str], Tally], tmp_path: Path, count:
 
             cwd = tmp_path / f"stopped {world}"
             stop(world, cwd, signal.SIGTERM if world % 2 else signal.SIGINT, everybody=world % 2 == 0)
-            resumed = vggexp("train", "resume=last", "allowed_packages=[synthetic]", cwd=cwd, OMP_NUM_THREADS="1")
+            resumed = vggexp("train", "resume=last", "allowed_packages=[synthetic]", cwd=cwd)
             assert resumed.returncode == 0, resumed.stderr
             found = compare.differences(expected, compare.outcome(cwd / "outputs" / "run"))
             assert not found, found[:5]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trials import RESUME, START, Farm, Server, Tally, finish
+from trials import RESUME, START, Server, Tally, finish
 
 from vggexp.runs import layout, manifest
+
+pytestmark = pytest.mark.slow
 
 SECONDS = 2.5
 """The approximate duration of a trial."""
@@ -26,7 +28,7 @@ def kill_at(server: Server, cwd: Path, argv: list[str], seconds: float, signum: 
 
 def test_sigkill(
     tally: Callable[[str], Tally],
-    farm: Farm,
+    farm: Server,
     tmp_path: Path,
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],
@@ -60,7 +62,7 @@ def test_sigkill(
 
 def test_signals(
     tally: Callable[[str], Tally],
-    farm: Farm,
+    farm: Server,
     tmp_path: Path,
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],
@@ -100,7 +102,7 @@ test."""
 def test_resume_at_every_point(
     workers: int,
     tally: Callable[[str], Tally],
-    farm: Farm,
+    farm: Server,
     tmp_path: Path,
     uninterrupted: dict[str, Any],
     count: Callable[[int, int], int],

@@ -1,24 +1,20 @@
 """Counts trials, prints a table of those that passed, and provides the processes in which trials run."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import compare
 import pytest
 
-from conftest import TESTS, TINY
+from conftest import TINY
+from processes import Process, environment, server
 from vggexp.runs import layout
 
-FAULTS = Path(__file__).parent
+T = TypeVar("T")
 ARGS = (
     *TINY,
     *("model.init=kaiming", "optimizer.lr=0.005", "scheduler=onecycle", "trainer.accelerator=cpu"),
@@ -74,78 +70,31 @@ def count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     return lambda full, short: full if request.config.getoption("--full") else short
 
 
-class Process:
-    """A running trial."""
-
-    def __init__(self, server: "Server", pid: int) -> None:
-        self.server, self.pid = server, pid
-
-    def wait(self) -> int:
-        """Waits for the trial; returns its exit code, which is negative if a signal killed it."""
-        return int(self.server.ask("wait"))
-
-
 class Server:
-    """A process that forks trials, one at a time."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, FAULTS / "server.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        )
-
-    def ask(self, text: str) -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(text + "\n")
-        return self.process.stdout.readline()
+    """Starts trials."""
 
     def start(self, argv: Sequence[str], cwd: Path, sabotage: Sequence[tuple[str, int]] = (), **env: str) -> Process:
-        """Starts `python -m vggexp.train ARGV` in `cwd` and appends its output to `cwd/log`."""
-        order = {"argv": list(argv), "cwd": str(cwd), "log": str(cwd / "log"), "sabotage": list(sabotage), "env": env}
-        return Process(self, int(self.ask(json.dumps(order))))
+        """Starts `vggexp train ARGV` in `cwd` and appends its output to `cwd/log`."""
+        env = environment(**env)
+        return server().start("train", *argv, cwd=cwd, env=env, sabotage=sabotage, log=cwd / "log")
 
     def run(self, argv: Sequence[str], cwd: Path, sabotage: Sequence[tuple[str, int]] = (), **env: str) -> int:
-        return self.start(argv, cwd, sabotage, **env).wait()
+        """Returns the exit code, which is negative if a signal killed the trial."""
+        process = self.start(argv, cwd, sabotage, **env)
+        try:
+            return process.wait(300)
+        finally:
+            process.kill()
 
-
-T = TypeVar("T")
-
-
-class Farm:
-    """Two servers, so that both cores are used."""
-
-    def __init__(self) -> None:
-        self.free: SimpleQueue[Server] = SimpleQueue()
-        self.servers = [Server() for _ in range(2)]
-        for server in self.servers:
-            self.free.put(server)
-
-    def map(self, trial: Callable[[Server, T], None], inputs: Sequence[T]) -> None:
-        """Runs all trials, two at a time."""
-
-        def call(value: T) -> None:
-            server = self.free.get()
-            try:
-                trial(server, value)
-            finally:
-                self.free.put(server)
-
-        with ThreadPoolExecutor(len(self.servers)) as pool:
-            list(pool.map(call, inputs))
+    def map(self, trial: Callable[["Server", T], None], inputs: Sequence[T]) -> None:
+        """Runs all trials, two at a time, because many of them wait."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda value: trial(self, value), inputs))
 
 
 @pytest.fixture(scope="session")
-def farm(_folders: None) -> Iterator[Farm]:
-    farm = Farm()
-    yield farm
-    for server in farm.servers:
-        server.process.kill()
-        server.process.wait()
+def farm(_folders: None) -> Server:
+    return Server()
 
 
 def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
@@ -160,8 +109,8 @@ def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def uninterrupted(farm: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The outcome of a run that is not disturbed."""
     cwd = tmp_path_factory.mktemp("uninterrupted")
-    assert farm.servers[0].run(START, cwd) == 0, (cwd / "log").read_text()
+    assert farm.run(START, cwd) == 0, (cwd / "log").read_text()
     return compare.outcome(cwd / "outputs" / "run")

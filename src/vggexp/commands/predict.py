@@ -90,13 +90,11 @@ def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: 
         writer.writerow(["file", "class", "probability", *classes])
         writer.writerows([name, classes[best[0]], row[best[0]], *row] for name, row, best in ranked)
     elif form == "json":
-        separator = "["
+        found = []
         for name, row, best in ranked:
             line = {"file": name, "class": classes[best[0]], "probability": row[best[0]]}
-            probabilities = dict(zip(classes, row, strict=True))
-            file.write(f"{separator}\n{json.dumps(line | {'probabilities': probabilities})}")
-            separator = ","
-        file.write("\n]\n" if separator == "," else "[]\n")
+            found.append(line | {"probabilities": dict(zip(classes, row, strict=True))})
+        file.write(json.dumps(found, indent=1) + "\n")
     else:
         rows = [
             [name, classes[best[0]], f"{row[best[0]]:.1%}", *(f"{classes[n]} {row[n]:.1%}" for n in best[1:3])]

@@ -18,7 +18,7 @@ from vggexp.data.augment import augment
 from vggexp.data.resize import prepared
 from vggexp.errors import UserError
 from vggexp.system.seeds import AUGMENTATION, seed_at
-from vggexp.system.signals import signals_blocked
+from vggexp.system.signals import blocked
 
 Stage = Literal["train", "val", "test"]
 
@@ -62,7 +62,7 @@ class Loader(DataLoader[tuple[Tensor, ...]]):
     """Shields its workers from signals: a terminal or a cluster signals all processes, but a run still needs these."""
 
     def __iter__(self) -> Any:
-        with signals_blocked():
+        with blocked():
             return super().__iter__()
 
 

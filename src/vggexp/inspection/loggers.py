@@ -116,15 +116,9 @@ def _mlflow(cfg: Config, folder: Path, known: str | None) -> Any:
 def _wandb(cfg: Config, folder: Path, known: str | None) -> Any:
     import wandb
 
-    return WandbLogger(
-        project=cfg.logger.project,
-        name=folder.name,
-        save_dir=folder,
-        offline=cfg.logger.mode == "offline",
-        id=known or secrets.token_hex(4),
-        resume="allow",
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    settings, name = wandb.Settings(silent=True, console="off"), known or secrets.token_hex(4)
+    where: Any = {"project": cfg.logger.project, "save_dir": folder, "offline": cfg.logger.mode == "offline"}
+    return WandbLogger(name=folder.name, id=name, resume="allow", settings=settings, **where)
 
 
 def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ from omegaconf import DictConfig, open_dict
 from vggexp.config.compose import Session
 from vggexp.config.messages import one_line
 from vggexp.errors import UserError
+from vggexp.runs import manifest
+from vggexp.system import signals
 
 PROCESSES = "vggexp.jobs.launcher.Processes"
 
@@ -36,7 +38,7 @@ def make(session: Session, task: TaskFunction, config: DictConfig) -> Launcher:
     """The launcher that a config names; it calls `task` with the composed config of each job."""
     options: dict[str, Any] = {"hydra_context": context(session), "task_function": task, "config": config}
     if config.hydra.launcher._target_ == PROCESSES:
-        launcher = Processes()  # Hydra looks for launchers in its own namespace alone
+        launcher = Processes(config.hydra.launcher.start_method)  # Hydra looks for others in its own namespace alone
         launcher.setup(**options)
         return launcher
     try:
@@ -48,7 +50,13 @@ def make(session: Session, task: TaskFunction, config: DictConfig) -> Launcher:
 
 
 class Processes(Launcher):
-    """One job after another."""
+    """One job after another, each in a process that is started by one of multiprocessing's methods."""
+
+    def __init__(self, start_method: str) -> None:
+        known = multiprocessing.get_all_start_methods()
+        self.method = ("forkserver" if "forkserver" in known else "spawn") if start_method == "auto" else start_method
+        if self.method not in known:
+            raise UserError(f"hydra.launcher.start_method={start_method}: must be auto, {' or '.join(known)}")
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -56,9 +64,8 @@ class Processes(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """The return value of a job is its exit code, which is negative where a signal has ended it."""
         setup_globals()
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        processes: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
+        processes: Any = multiprocessing.get_context(self.method)
+        if self.method == "forkserver":
             processes.set_forkserver_preload(["vggexp.training.run"])  # imported once, by a process that never trains
         done = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
@@ -66,7 +73,8 @@ class Processes(Launcher):
             with open_dict(config):
                 config.hydra.job.id = config.hydra.job.num = number
             process = processes.Process(target=_job, args=(self.context, self.task, config), name=f"job {number}")
-            process.start()
+            with signals.blocked(), manifest.PROBING:  # of which a process that is forked would inherit too much
+                process.start()
             process.join()
             done.append(JobReturn(_return_value=process.exitcode, status=JobStatus.COMPLETED))
         return done
@@ -74,6 +82,7 @@ class Processes(Launcher):
 
 def _job(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
     """The life of a job's process."""
+    signals.reset()
     if hasattr(os, "setsid"):
         os.setsid()  # the terminal's Ctrl-C is for the sweep, which passes it on
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()

@@ -24,7 +24,7 @@ from vggexp.errors import UserError, described
 from vggexp.jobs import job, launcher
 from vggexp.jobs.overview import Entry, Overview
 from vggexp.runs import layout, manifest, read, select, tables
-from vggexp.system import files, hardware, terminal
+from vggexp.system import files, terminal
 from vggexp.system.signals import Interrupted, Signals
 
 GRID = "vggexp.jobs.grid.Grid"
@@ -159,7 +159,9 @@ def refuse_processes(cfg: Config) -> None:
     """Refuses a job that would start further processes, because each of them would run the sweep."""
     devices = cfg.trainer.devices
     if devices == "auto" and cfg.trainer.accelerator != "cpu":
-        devices = max(1, hardware.device_count())
+        import torch
+
+        devices = max(1, torch.accelerator.device_count())
     if (len(devices) if isinstance(devices, list) else devices) not in ("auto", 1) or cfg.trainer.num_nodes > 1:
         raise UserError(
             f"trainer.devices={cfg.trainer.devices}: several processes cannot train within --multirun; set "

@@ -16,9 +16,9 @@ def show(report: Report) -> None:
     """Prints the groups of runs, the best first; each value of each axis; what failed."""
     statuses = [run.status for run in report.runs]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    title = f"{len(report.runs)} runs in {report.title}: {counts}"
+    terminal.say(f"{len(report.runs)} runs in {report.title}: {counts}")
     rows = [group.row() for group in report.groups[:LONGEST]]
-    terminal.console().print(terminal.table(report.header(), rows, left=len(report.axes), title=title))
+    terminal.console().print(terminal.table(report.header(), rows, left=len(report.axes)))
     if len(report.groups) > LONGEST:
         terminal.say(f"… and {len(report.groups) - LONGEST} more; runs.csv has all")
     if report.axes and len(report.groups) > 1:

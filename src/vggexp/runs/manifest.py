@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -98,12 +99,16 @@ def lock(folder: Path, place: str, file: str = layout.RESULT, seconds: float = 1
         raise UserError(f"{place}: is running, as {process}; stop that first") from None
 
 
+PROBING = threading.RLock()
+"""Held while a lock is tried: a process that is forked at this moment would keep it."""
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process works in a folder; its `result.json` says so even after the process was killed."""
     if not (folder / layout.LOCK).exists():
         return False
     try:
-        with FileLock(folder / layout.LOCK, timeout=0):
+        with PROBING, FileLock(folder / layout.LOCK, timeout=0):
             return False
     except OSError as error:  # a Timeout, or this user may not write into the folder
         return isinstance(error, Timeout)

@@ -56,8 +56,8 @@ def show_sweep(folder: Path) -> None:
         texts = [read.text(run.config.get(key)) for key in varied]
         rows.append([*texts, *numbers.values(), str(run.folder.relative_to(folder))])
     header = [*varied, *metrics.SUMMARY, "run"]
-    title = f"{len(found)} runs in {terminal.short(folder)}"
-    terminal.console().print(terminal.table(header, rows, left=len(varied), title=title))
+    terminal.say(f"{len(found)} runs in {terminal.short(folder)}")
+    terminal.console().print(terminal.table(header, rows, left=len(varied)))
     for run in found:
         if run.status != "completed":
             terminal.say(f"{run.folder.relative_to(folder)}: {run.status}: {run.reason}")

@@ -44,20 +44,6 @@ def device(accelerator: str = "auto") -> "torch.device":
     return torch.device("cpu") if accelerator == "cpu" or best is None else best
 
 
-def device_count() -> int:
-    """How many accelerators there are."""
-    import torch
-
-    return torch.accelerator.device_count()
-
-
-def device_name(device: "torch.device") -> str:
-    """The model of a GPU, else the kind of device."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 @functools.cache
 def cpu_has(capability: str) -> bool:
     """Whether the processor has a capability under torch's name for it, such as `amx_tile` or `avx512_bf16`."""

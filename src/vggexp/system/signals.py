@@ -93,9 +93,19 @@ class Signals:
         os.close(incoming)
 
 
+def reset() -> None:
+    """Lets a process that was forked while the signals were `blocked` receive them, as a program that begins."""
+    signal.set_wakeup_fd(-1)
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            _set(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 @contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Delays the signals; a process forked meanwhile never receives any of them and ends with its parent."""
+def blocked() -> Iterator[None]:
+    """Delays the signals; a process that is forked meanwhile receives none of them until it calls `reset`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -27,9 +27,9 @@ def say(text: str, stderr: bool = False) -> None:
     console(stderr).print(text, soft_wrap=True)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1, title: str | None = None) -> Table:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> Table:
     """A table whose first `left` columns are aligned to the left, the others, which hold numbers, to the right."""
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for n, name in enumerate(header):
         made.add_column(name, justify="left" if n < left else "right", overflow="fold")
     for row in rows:

@@ -22,7 +22,7 @@ from vggexp.inspection import loggers
 from vggexp.inspection.csvlog import CSVLogger
 from vggexp.runs import layout, metrics
 from vggexp.runs import resume as resuming
-from vggexp.system import hardware, memory, terminal
+from vggexp.system import memory, terminal
 from vggexp.system.signals import Signals
 from vggexp.training.callbacks.history import History
 from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps
@@ -125,7 +125,7 @@ def fit(run: Prepared) -> None:
 def summarize(run: Prepared) -> dict[str, Any]:
     """The results; see `run`."""
     tested = {k: float(v) for k, v in run.trainer.callback_metrics.items() if k.startswith("test/")}
-    scores = run.history.results() | tested
+    scores, device = run.history.results() | tested, run.trainer.strategy.root_device
     return {
         **{name: scores[name] for name in metrics.ordered(scores)},
         "epochs": run.trainer.current_epoch,
@@ -135,7 +135,7 @@ def summarize(run: Prepared) -> dict[str, Any]:
         "images_per_second": run.throughput.images_per_second,
         "parameters": sum(parameter.numel() for parameter in run.module.net.parameters()),
         "peak_memory_bytes": memory.peak(),
-        "device": hardware.device_name(run.trainer.strategy.root_device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": run.trainer.precision,
         "threads": torch.get_num_threads(),
     }
