@@ -19,6 +19,9 @@ from vggexp.system import paths
 
 pytest_plugins = ["trials"]  # of tests/faults
 
+FOREIGN = ("VGGEXP_OUTPUTS", "HYDRA_", "SLURM_", "TORCHELASTIC_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONPATH")
+for _name in [name for name in os.environ if name.startswith(FOREIGN)]:  # what the user has set for other runs
+    del os.environ[_name]
 os.environ |= THREADS
 TINY = (
     f"--config-dir={TESTS / 'conf'}",
@@ -39,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = ("test_launchers", "test_search", "test_sweep", "test_configs", "test_fused", "test_stops", "test_processes")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Has one worker run all tests of a file, because they share fixtures; the longest files begin."""
     names = [*LONGEST, ""]

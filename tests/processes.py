@@ -34,7 +34,7 @@ class Process:
     def wait(self, timeout: float | None = None) -> int:
         with self.server.changed:
             if not self.server.changed.wait_for(lambda: self.pid in self.server.codes, timeout):
-                raise subprocess.TimeoutExpired("vggexp", timeout or 0, self.output, self.errors)
+                raise subprocess.TimeoutExpired(f"vggexp, process {self.pid}", timeout or 0)
         self.returncode = self.server.codes[self.pid]
         return self.returncode
 

@@ -5,12 +5,15 @@ behaves as `python -m vggexp ARGS` would in its folder: it has the environment, 
 the signals and the output of its own.
 """
 
+import atexit
 import importlib.util
 import json
 import os
 import selectors
 import signal
 import sys
+import threading
+import traceback
 import types
 from typing import Any
 
@@ -83,7 +86,19 @@ def become(order: dict[str, Any]) -> None:
     sys.path[0] = order["cwd"]
     for name, argument in order["sabotage"]:
         getattr(sabotage, name)(argument)
-    sys.exit(commands.main())
+    try:
+        code = commands.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # as Python ends, but without taking all modules apart, which would take a second
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

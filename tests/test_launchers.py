@@ -246,8 +246,9 @@ def test_restarted_processes_resume(tmp_path: Path) -> None:
     stopped = vggexp("train", *args, "trainer.max_epochs=3000", cwd=tmp_path)
     assert "holds a run already" in stopped.stderr
     with started(tmp_path, *args, "trainer.max_epochs=3000", TORCHELASTIC_RESTART_COUNT="1") as process:
-        (run,) = wait_for(tmp_path / "outputs", "running")
-        assert len(run.result["resumed"]) == 1
+        while "resumed" not in manifest.load(tmp_path / "outputs" / "run", ""):
+            assert process.poll() is None, process.errors
+            time.sleep(0.1)
 
 
 def test_processes_without_a_common_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')} {folder}: no such folder")
         policy.check_files(folder)
     policy.check_overrides(flags.overrides)
-    shown = (flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info)
-    flags.shows = any(shown)
+    flags.shows = any((flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info))
     return flags
 
 

@@ -6,6 +6,7 @@
 - `pictures`: other pictures, made like those of the set
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ __all__ = ["FashionMNIST"]
 
 def __getattr__(name: str) -> Any:
     """Loads Lightning only when the data module is asked for; `vggexp data` does without."""
-    if name == "FashionMNIST":
-        from vggexp.data.datamodule import FashionMNIST
-
-        return FashionMNIST
+    if name in __all__:
+        return getattr(import_module("vggexp.data.datamodule"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -76,8 +76,7 @@ def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tenso
 
     names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
     program = torch.onnx.export(_traced(net, images), **names, verbose=False)
-    assert program is not None
-    program.save(path)
+    program.save(path)  # type: ignore[union-attr]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 

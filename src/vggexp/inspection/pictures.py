@@ -89,7 +89,9 @@ def gray(values: Tensor) -> Picture:
 def signed(values: Tensor, side: int) -> Picture:
     """(H, W) values around zero → blue below it, red above it."""
     share = (values / values.abs().max().clamp_min(1e-12)).numpy()
-    return scaled(colormaps["bwr"]((1 + share) / 2, bytes=True)[..., :3], side)
+    red, blue = np.clip(1 + share, 0, 1), np.clip(1 - share, 0, 1)
+    picture: Picture = (np.stack([red, np.minimum(red, blue), blue], axis=-1) * 255).astype(np.uint8)
+    return scaled(picture, side)
 
 
 def scaled(picture: Picture, side: int) -> Picture:

@@ -94,7 +94,5 @@ def _job(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
 
 def _end_with_parent() -> None:
     """Makes the job save and stop when the sweep's process has ended, however it did."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+    wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
     os.kill(os.getpid(), signal.SIGTERM)

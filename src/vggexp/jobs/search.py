@@ -63,7 +63,8 @@ class Search(Sweep):
         with watched(jobs, folder, wanted):
             while _finished(study) < wanted:
                 with contextlib.ExitStack() as locks:
-                    trials = self._next(study, folder, locks)
+                    with FileLock(folder / layout.LOCK):  # else two processes could take the last trial's place
+                        trials = self._next(study, folder, locks)
                     entries = [self._entry(study, trial, folder) for trial in trials]
                     jobs |= {entry.folder: entry for entry in entries}
                     if entries:
@@ -160,9 +161,8 @@ def _study(settings: Settings, folder: Path) -> optuna.Study:
     }
     name, storage, pruner = settings.study or folder.name, _storage(settings, folder), pruners[settings.pruner]
     try:
-        return optuna.create_study(
-            storage=storage, pruner=pruner, study_name=name, direction="maximize", load_if_exists=True
-        )
+        how: Any = {"direction": "maximize", "load_if_exists": True}
+        return optuna.create_study(study_name=name, storage=storage, pruner=pruner, **how)
     except Exception as error:
         raise UserError(f"search.storage={storage}: cannot be used: {described(error)}", 1) from error
 

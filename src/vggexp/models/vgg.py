@@ -73,8 +73,7 @@ class VGG(nn.Module):
         """
         prefixes: dict[str, str] = {}
         for b, block in enumerate(self.features):
-            assert isinstance(block, nn.Sequential)
-            for n in range(len(block)):
+            for n, _ in enumerate(block.children()):
                 prefixes[f"features.{b}.{n}"] = f"features.{len(prefixes)}"
         prefixes |= {f"classifier.{n}": f"classifier.{n - 1}" for n in range(1, len(self.classifier))}
         pairs = ((key, *key.rpartition(".")[::2]) for key in self.state_dict())

@@ -1,10 +1,11 @@
 """SIGINT (Ctrl-C), SIGTERM and SIGUSR1: the first makes a run save and stop, a second of its kind ends it at once."""
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -101,6 +102,17 @@ def reset() -> None:
             _set(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def kill_children(others: Sequence[Any]) -> None:
+    """Kills this process's children but `others`: nothing milder ends one whose signals are `blocked`."""
+    if left := [child for child in multiprocessing.active_children() if child not in others]:
+        handler = signal.getsignal(signal.SIGCHLD)
+        _set(signal.SIGCHLD, signal.SIG_DFL)  # else torch would raise an error for each worker that dies
+        for child in left:
+            child.kill()
+            child.join()
+        _set(signal.SIGCHLD, handler)
 
 
 @contextmanager

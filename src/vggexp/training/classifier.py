@@ -134,10 +134,8 @@ class Classifier(L.LightningModule):
         """Adds what the checkpoint is about, and each process's sums behind train/loss and train/acc."""
         checkpoint |= {**self.about, "precision": self.trainer.precision}
         if "optimizer_states" in checkpoint:
-            checkpoint["train_sums"] = {
-                name: {key: self._gathered(value) for key, value in score.metric_state.items()}
-                for name, score in self._scores_of("train").items()
-            }
+            of = {name: score.metric_state.items() for name, score in self._scores_of("train").items()}
+            checkpoint["train_sums"] = {n: {key: self._gathered(x) for key, x in sums} for n, sums in of.items()}
 
     def _gathered(self, value: Any) -> Tensor:
         """(...) of each process → (processes, ...) on the CPU."""

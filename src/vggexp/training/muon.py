@@ -62,13 +62,11 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    _step(parameter, self.state[parameter], group)
+                    _step(parameter, parameter.grad, self.state[parameter], group)
         return loss
 
 
-def _step(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    gradient = parameter.grad
-    assert gradient is not None
+def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     if not group["orthogonal"] and group["weight_decay"]:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
     if "momentum_buffer" not in state:

@@ -1,5 +1,6 @@
 """One run: a checked config and a folder in, a trained and tested network and its results out."""
 
+import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vggexp.inspection.csvlog import CSVLogger
 from vggexp.runs import layout, metrics
 from vggexp.runs import resume as resuming
 from vggexp.system import memory, terminal
-from vggexp.system.signals import Signals
+from vggexp.system.signals import Signals, kill_children
 from vggexp.training.callbacks.history import History
 from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps
 from vggexp.training.callbacks.saver import Saver
@@ -69,12 +70,16 @@ def run(
     Raises:
         Interrupted: by a signal, when everything so far is saved.
     """
-    prepared = prepare(cfg, folder, resume, signals or Signals(), callbacks)
-    fit(prepared)
-    result = summarize(prepared)
-    if prepared.trainer.is_global_zero:
-        loggers.conclude(prepared.logger, cfg, result)
-    return result
+    others = multiprocessing.active_children()
+    try:
+        prepared = prepare(cfg, folder, resume, signals or Signals(), callbacks)
+        fit(prepared)
+        result = summarize(prepared)
+        if prepared.trainer.is_global_zero:
+            loggers.conclude(prepared.logger, cfg, result)
+        return result
+    finally:
+        kill_children(others)  # of a run that is stopped, the processes that load batches
 
 
 def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks: Sequence[L.Callback]) -> Prepared:

@@ -25,19 +25,16 @@ def has_kernel(maps: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 def batch_norm(maps: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     """(N, C, H, W) → (N, C, H, W): applies `norm`, which updates its running statistics in training, then ReLU."""
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
+    mean: Any = norm.running_mean
+    variance: Any = norm.running_var
     if norm.training:
         mean, variance = _batch_statistics(maps.detach(), norm, mean, variance)
     output: Tensor = _BatchNorm.apply(maps, norm.weight, norm.bias, mean, (variance + norm.eps).rsqrt(), relu)
     return output
 
 
-def _batch_statistics(maps: Tensor, norm: nn.BatchNorm2d, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_statistics(maps: Tensor, norm: Any, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the maps' means and variances, both (C,) float32, and moves the running ones towards them in place."""
-    assert norm.momentum is not None
-    assert norm.num_batches_tracked is not None
     origin = maps[0, :, 0, 0].float()  # near the mean, so that its square does not swallow the variance
     mean, square = torch.empty_like(origin, dtype=torch.float64), torch.empty_like(origin, dtype=torch.float64)
     _call("moments", maps, maps, origin, mean, square, relu=False)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vggexp.models.cpu import batchnorm, maxpool, packed_conv
 from vggexp.models.cpu.maxpool import pair
+from vggexp.models.cpu.packed_conv import gradients
 from vggexp.system import hardware
 
 PIECE_BYTES = 28_000_000 if hardware.last_level_cache() >= 2**27 else 7_000_000
@@ -170,8 +171,7 @@ class _InPieces(torch.autograd.Function):
                     unpool(piece_gradient, buffer, *_window(ctx.pool), positions[piece], grad_input=buffer)
                 piece_gradient = buffer
             of_piece = maps[piece].to(output.dtype)
-            found = packed_conv.gradients(piece_gradient, of_piece, kernel, ctx.conv.stride, padding, wanted)
-            to_maps, to_weight, to_bias = found
+            to_maps, to_weight, to_bias = gradients(piece_gradient, of_piece, kernel, ctx.conv.stride, padding, wanted)
             weight_gradient += to_weight
             bias_gradient += to_bias
             if maps_gradient is not None:
