@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+# tests of a file share fixtures, so one worker runs them all; the longest files begin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 # of a training command, what says where the data are
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
@@ -46,10 +48,10 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 	$(BIN)/vggexp tensorboard $(ARGS)
 
 check: lint ## lint and the quick tests, for before each commit (90 seconds)
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test: $(READY) ## run the test suite (8 minutes on two cores)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(PYTEST) $(ARGS)
 
 benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
 	$(BIN)/python -m benchmarks.compare $(ARGS)

@@ -39,16 +39,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run every trial of tests/faults, not a sample")
 
 
-LONGEST = ("test_launchers", "test_search", "test_sweep", "test_configs", "test_fused", "test_stops", "test_processes")
+LONGEST = ("test_launchers", "test_search", "test_benchmarks", "test_summary", "test_stops", "test_sweep", "test_fused")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has one worker run all tests of a file, because they share fixtures; the longest files begin."""
+    """The longest files begin, so that no worker is left with one of them."""
     names = [*LONGEST, ""]
     items.sort(key=lambda item: names.index(item.path.stem if item.path.stem in LONGEST else ""))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def configure(*overrides: str) -> Config:

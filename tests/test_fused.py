@@ -66,7 +66,7 @@ def test_evaluation_gives_the_logits_of_training(make: Callable[[], nn.Module], 
     assert learning.dtype == dtype
 
 
-def losses(net: nn.Module, lr: float, steps: int = 60) -> list[float]:
+def losses(net: nn.Module, lr: float, steps: int = 40) -> list[float]:
     """The losses of training at 64 px, in the precision of the network's weights."""
     import os
 
@@ -94,13 +94,13 @@ def losses(net: nn.Module, lr: float, steps: int = 60) -> list[float]:
 @pytest.mark.parametrize(
     ("dtype", "batch_norm", "lr", "last", "tolerance"),
     [
-        (torch.float32, False, 1e-4, 2.1, 1e-3),
-        (torch.float32, True, 1e-5, 2.1, 1e-3),
+        (torch.float32, False, 1e-4, 2.2, 1e-3),
+        (torch.float32, True, 1e-5, 2.2, 1e-3),
         (torch.float64, False, 1e-3, 0.5, 1e-8),
     ],
     ids=["fp32", "fp32, batch norm", "fp64"],
 )
-def test_the_loss_curve_matches_the_plain_path_over_60_steps(
+def test_the_loss_curve_matches_the_plain_path_over_40_steps(
     dtype: torch.dtype, batch_norm: bool, lr: float, last: float, tolerance: float
 ) -> None:
     """Compares our network with the chapter's: NCHW, one layer after another, ReLU before the max-pool.

@@ -88,7 +88,7 @@ def test_ray_trains_on_every_node(
         done = vggexp("train", *GRID, *ray, "hydra.sweep.dir=outputs/ray", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert scores(tmp_path / "outputs" / "ray") == expected
-        long = ["-m", *QUICK, "trainer.max_epochs=60", "seed=0,1", "hydra.sweep.dir=outputs/both"]
+        long = ["-m", *QUICK, "trainer.max_epochs=30", "seed=0,1", "hydra.sweep.dir=outputs/both"]
         with started(tmp_path, *long, *ray) as process:
             wait_for(tmp_path / "outputs" / "both", "running", number=2)  # each takes the only core of a node
             assert process.wait(120) == 0

@@ -257,16 +257,6 @@ def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_count_every_test_image_once(tmp_path: Path) -> None:
-    options = [*QUICK, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
-    done = vggexp("train", *options, "hydra.run.dir=outputs/run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())
-    assert result["test/acc"] * TEST == pytest.approx(round(result["test/acc"] * TEST), abs=1e-4)
-    assert result["status"] == "completed"
-
-
-@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_set_is_learned_in_150_steps(real_cache: str, tmp_path: Path) -> None:
     options = ["model.ratio=8", "model.init=kaiming", "data.resize=32", f"data.cache_dir={real_cache}"]

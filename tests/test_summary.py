@@ -52,7 +52,6 @@ def test_counts_match_a_calculation_by_hand() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["model=vgg11", "model.ratio=4", "data.resize=96", "data.batch_size=128"],
         [
             "model=vgg16",
             "model.ratio=8",
