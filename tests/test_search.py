@@ -20,16 +20,8 @@ from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
 SPACE = ("data.resize=32,33", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))")
-SEARCH = (
-    "-m",
-    FORK,
-    *QUICK,
-    "search=optuna",
-    "search.n_trials=6",
-    "search.startup_trials=3",
-    "trainer.max_epochs=3",
-    *SPACE,
-)
+TRIALS = ("search=optuna", "search.n_trials=8", "search.startup_trials=3")
+SEARCH = ("-m", FORK, *QUICK, *TRIALS, "trainer.max_epochs=3", *SPACE)
 
 
 def study(folder: Path) -> optuna.Study:
@@ -53,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_search_maximizes_val_acc_and_prunes(whole: tuple[Path, str]) -> None:
     folder, out = whole
     found = results(folder)
-    assert len(found) == 6
+    assert len(found) == 8
     states = {str(number): state for number, state, *_ in trials(folder)}
     assert {name: r["status"] for name, r in found.items()} == {
         name: {"COMPLETE": "completed", "PRUNED": "pruned"}[state] for name, state in states.items()
@@ -86,7 +78,7 @@ def test_trials_differ_only_in_the_search_space(whole: tuple[Path, str]) -> None
 @pytest.mark.slow
 def test_a_killed_search_continues_and_makes_the_same_choices(whole: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "study"
-    for done in (1, 3):
+    for done in (1, 4):
         with started(tmp_path, *SEARCH, "hydra.sweep.dir=outputs/study") as process:
             wait_for(folder, "completed", "pruned", number=done)
             (run, *_) = wait_for(folder, "running")
@@ -103,11 +95,11 @@ def test_a_killed_search_continues_and_makes_the_same_choices(whole: tuple[Path,
 def test_more_trials_extend_a_search(whole: tuple[Path, str]) -> None:
     folder, _ = whole
     before = trials(folder)
-    more = [arg.replace("n_trials=6", "n_trials=8") for arg in SEARCH]
+    more = [arg.replace("n_trials=8", "n_trials=9") for arg in SEARCH]
     done = vggexp("train", *more, cwd=folder.parents[1])  # the search is found without naming its folder
     assert done.returncode == 0, done.stdout + done.stderr
-    assert trials(folder)[:6] == before
-    assert len(trials(folder)) == 8
+    assert trials(folder)[:8] == before
+    assert len(trials(folder)) == 9
 
 
 @pytest.mark.slow
@@ -130,11 +122,11 @@ def test_two_workers_share_a_study(tmp_path: Path) -> None:
         with started(tmp_path, *args) as two:
             assert (one.wait(200), two.wait(200)) == (0, 0)
     shared = optuna.load_study(study_name="both", storage=f"sqlite:///{tmp_path / 'shared.db'}")
-    assert [t.state.is_finished() for t in shared.trials] == [True] * 6
+    assert [t.state.is_finished() for t in shared.trials] == [True] * 8
     found = results(folder)
-    assert len(found) == 6
+    assert len(found) == 8
     assert {r["status"] for r in found.values()} <= {"completed", "pruned"}
-    assert len({r["command"][0] + str(r["pid"]) for r in found.values()}) == 6
+    assert len({r["command"][0] + str(r["pid"]) for r in found.values()}) == 8
 
 
 @pytest.mark.slow
