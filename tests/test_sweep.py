@@ -249,6 +249,9 @@ def test_what_a_sweep_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         lambda: train.main(["-m", FORK, *SMALL, "seed=0,1", "hydra.sweep.dir=outputs/broken"])
     )
     assert "search=optuna" in refusal(lambda: train.main(["-m", FORK, *SMALL, "optimizer.lr=interval(1,2)"]))
+    wrong = ["hydra.launcher.start_method=thread", "hydra.sweep.dir=outputs/none"]
+    assert "must be one of auto, fork" in refusal(lambda: train.main(["-m", *SMALL, "seed=0,1", *wrong]))
+    assert not (tmp_path / "outputs" / "none").exists()
     assert "is the name of two jobs" in refusal(
         lambda: train.main(["-m", FORK, *SMALL, "seed=0,1", "hydra.sweep.dir=outputs/a", "hydra.sweep.subdir=a"])
     )

@@ -56,7 +56,7 @@ class Processes(Launcher):
         known = multiprocessing.get_all_start_methods()
         self.method = ("forkserver" if "forkserver" in known else "spawn") if start_method == "auto" else start_method
         if self.method not in known:
-            raise UserError(f"hydra.launcher.start_method={start_method}: must be auto, {' or '.join(known)}")
+            raise UserError(f"hydra.launcher.start_method={start_method}: must be one of auto, {', '.join(known)}")
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config

@@ -51,6 +51,7 @@ def start(session: Session, args: list[str], again: bool) -> int:
         from vggexp.jobs.search import Search
 
         sweeper = Search(session)
+    launcher.make(session, job.start_in_sweep, session.raw)  # refuses a wrong one before anything is written
     context = launcher.context(session)
     sweeper.setup(hydra_context=context, task_function=job.start_in_sweep, config=session.raw)
     return sweeper.sweep(args)
