@@ -50,7 +50,7 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 check: lint ## lint and the quick tests, for before each commit (90 seconds)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test: $(READY) ## run the test suite (8 minutes on two cores)
+test: $(READY) ## run the test suite (about 9 minutes on two cores)
 	$(PYTEST) $(ARGS)
 
 benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
