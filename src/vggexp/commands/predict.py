@@ -11,7 +11,7 @@ Names what pictures show.
   batch_size  pictures at a time (default: 256)
   device      auto, cpu, cuda or mps (default: auto)
 
-Colours become grey by their luma; a picture that is not square is padded with black, and every picture is brought to
+Colors become gray by their luma; a picture that is not square is padded with black, and every picture is brought to
 28×28 pixels, as the training images, before it is enlarged for the network. A file that cannot be read is named and
 left out; the exit code is then 1.
 """

@@ -82,8 +82,7 @@ def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
 class FashionMNIST(L.LightningDataModule):
     """Batches of ((N, 1, S, S) float32 images in [0, 1], (N,) int64 labels).
 
-    A subclass with its own `source` is another set of the same form. The arguments are the keys of `conf/data`, and a
-    seed.
+    A subclass with its own `source` is another set of this form. The arguments are a seed and the keys of `conf/data`.
     """
 
     source: ClassVar[idx.IDXSet] = idx.FASHION_MNIST

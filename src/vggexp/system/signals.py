@@ -118,11 +118,12 @@ def kill_children(others: Sequence[Any]) -> None:
 @contextmanager
 def blocked() -> Iterator[None]:
     """Delays the signals; a process that is forked meanwhile receives none of them until it calls `reset`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _set(signum: int, handler: Any) -> None:
