@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,13 +261,13 @@ def _peak() -> int:
 LOOPS = {"ours": ours, "bare": bare, "chapter": chapter, "torchvision": torchvision, "lightning": lightning}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=LOOPS)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--images", type=int, default=6400)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     result: Any = LOOPS[args.name](args.size, args.precision, args.images)
     if callable(result):

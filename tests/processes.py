@@ -135,7 +135,7 @@ def environment(**more: str | None) -> dict[str, str]:
     return {name: value for name, value in (os.environ | {"PYTHONPATH": paths} | more).items() if value is not None}
 
 
-def vggexp(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def vggexp(*args: str, cwd: Path | None = None, **env: str | None) -> subprocess.CompletedProcess[str]:
     """Runs `vggexp ARGS` as a user would."""
     process = server().start(*args, cwd=cwd, env=environment(**env))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from conftest import TESTS, TINY, configure, vggexp
+from conftest import QUICK, TESTS, TINY, configure, vggexp
 from vggexp.config import compose
 from vggexp.config.instantiate import network
 from vggexp.errors import UserError
@@ -173,15 +173,32 @@ def test_the_command_answers_a_mistake_with_one_line_and_exit_2(override: str, t
     assert list(tmp_path.iterdir()) == []
 
 
+def imported(cwd: Path, *args: str) -> tuple[int, set[str]]:
+    """The exit code of a training command in an interpreter of its own, and the modules that it has loaded."""
+    command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *args]
+    env = os.environ | {"PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    return done.returncode, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["model=vgg12"]], ids=" ".join)
 def test_torch_is_not_loaded_to_answer(flags: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "hydra" in imported
-    assert not imported & {"torch", "lightning", "numpy"}
-    assert done.returncode == (2 if flags == ["model=vgg12"] else 0)
+    code, modules = imported(tmp_path, *flags)
+    assert code == (2 if flags == ["model=vgg12"] else 0)
+    assert "hydra" in modules
+    assert not modules & {"torch", "lightning", "numpy"}
+
+
+@pytest.mark.slow
+def test_a_run_loads_nothing_that_only_others_need(tmp_path: Path) -> None:
+    """What a run loads delays its first step."""
+    code, modules = imported(tmp_path, *QUICK, "inspect=default", "trainer.max_steps=1")
+    assert code == 0
+    assert "lightning" in modules
+    others = {"joblib", "submitit", "ray", "optuna", "mlflow", "wandb", "onnx", "onnxruntime", "onnxscript", "plotly"}
+    assert not modules & {*others, "pandas", "scipy", "sklearn", "pytest", "torch._inductor.compile_fx"}
+    assert not modules & {"vggexp.report.page", "vggexp.inference.predict", "vggexp.jobs.search"}
 
 
 def test_rerunning_a_pickle_is_refused() -> None:
@@ -215,7 +232,8 @@ def test_bash_completes(line: str, expected: str, tmp_path: Path) -> None:
         hydra_bash_completion
         printf "%s\\n" "${{COMPREPLY[@]}}"
     '''
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    (tmp_path / "bin").symlink_to(Path(sys.executable).parent)  # Hydra's script cannot be used from a path with spaces
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", "-c", script]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False

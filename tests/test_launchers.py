@@ -44,18 +44,6 @@ def test_a_launcher_changes_no_number(launcher: str, expected: dict[str, list[fl
 
 
 @pytest.mark.slow
-def test_joblib_divides_the_threads_among_its_jobs(tmp_path: Path) -> None:
-    args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/here"]
-    command = ["-m", *QUICK, "trainer.max_epochs=30", "seed=0,1", *args]
-    folder = tmp_path / "outputs" / "here"
-    with started(tmp_path, *command, OMP_NUM_THREADS=None) as process:
-        wait_for(folder, "running", number=2)
-        assert process.wait(120) == 0
-    cores = len(os.sched_getaffinity(0))
-    assert {r["threads"] for r in results(folder).values()} == {max(1, cores // 2)}
-
-
-@pytest.mark.slow
 def test_ctrl_c_reaches_the_jobs_of_another_launcher(tmp_path: Path) -> None:
     args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/here"]
     command = ["-m", *QUICK, "trainer.max_epochs=3000", "seed=0,1,2", *args]
@@ -88,10 +76,10 @@ def test_ray_trains_on_every_node(
         done = vggexp("train", *GRID, *ray, "hydra.sweep.dir=outputs/ray", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert scores(tmp_path / "outputs" / "ray") == expected
-        long = ["-m", *QUICK, "trainer.max_epochs=30", "seed=0,1", "hydra.sweep.dir=outputs/both"]
+        long = ["-m", *QUICK, "trainer.max_epochs=3000", "seed=0,1", "hydra.sweep.dir=outputs/both"]
         with started(tmp_path, *long, *ray) as process:
             wait_for(tmp_path / "outputs" / "both", "running", number=2)  # each takes the only core of a node
-            assert process.wait(120) == 0
+            assert process.poll() is None
     finally:
         cluster.shutdown()
 
@@ -172,7 +160,7 @@ def test_slurm_changes_no_number(expected: dict[str, list[float]], tmp_path: Pat
 def test_a_job_that_slurm_requeues_continues(tmp_path: Path) -> None:
     args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
     folder = tmp_path / "outputs" / "slurm"
-    with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=150,1", *args) as process:
+    with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=60,1", *args) as process:
         wait_for(folder, "completed")
         wait_for(folder, "running")
         time.sleep(1)

@@ -1,6 +1,8 @@
 """The kernel for max-pool and ReLU gives torch's bits, forward and backward; without a compiler, torch is used."""
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +106,45 @@ def test_the_kernels_share_torchs_thread_runtime() -> None:
     with open("/proc/self/maps") as file:
         runtimes = {line.split()[-1] for line in file if "libgomp" in line}
     assert len(runtimes) == 1
+
+
+@pytest.fixture
+def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty cache, and no kernels loaded yet; they compile quickly."""
+    monkeypatch.setenv("VGGEXP_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "OPTIONS", ("-O0", "-fopenmp", "-fPIC"))
+    compiler.library.cache_clear()
+    yield
+    compiler.library.cache_clear()
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_kernels_are_compiled_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert compiler.library("maxpool") is not None
+    (kept,) = tmp_path.rglob("maxpool-*.so")
+    compiler.library.cache_clear()
+    monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("it was compiled again"))
+    assert compiler.library("maxpool") is not None
+    compiler.library.cache_clear()
+    monkeypatch.setattr(compiler, "OPTIONS", ("-O0", "-fPIC"))
+    with pytest.raises(pytest.fail.Exception):  # other options give another file
+        compiler.library("maxpool")
+    assert list(tmp_path.rglob("*.so")) == [kept]
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize("obstacle", ["others may write", "a link", "a file", "damaged"])
+def test_a_kept_kernel_that_cannot_be_trusted_is_not_loaded(obstacle: str, tmp_path: Path) -> None:
+    assert compiler.library("maxpool") is not None
+    (kept,) = tmp_path.rglob("*.so")
+    before = kept.read_bytes()
+    folder, moved = kept.parent, tmp_path / "moved"
+    kept.write_bytes(b"not a library")
+    if obstacle == "others may write":
+        folder.chmod(0o777)
+    elif obstacle != "damaged":
+        folder.rename(moved)
+        folder.touch() if obstacle == "a file" else folder.symlink_to(moved)
+    compiler.library.cache_clear()
+    assert compiler.library("maxpool") is not None  # compiled for this process alone
+    assert before not in [path.read_bytes() for path in tmp_path.rglob("*.so")]

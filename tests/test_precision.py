@@ -50,7 +50,10 @@ def test_the_meaning_of_auto_is_printed_recorded_and_kept(
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same_under_the_same_names(train: Callable[..., Run]) -> None:
     """Needs a C++ compiler, which .ci/run installs; without one, the test fails with a message that says so."""
-    plain, compiled = (train("trainer.max_epochs=1", *more) for more in ([], ["trainer.compile=default"]))
+    # few layers and sizes of batches, as each takes seconds to compile
+    short = ["trainer.max_epochs=1", "model.blocks=[[1,64]]", "model.hidden=64", "data.val_size=0"]
+    short += ["trainer.limit_train_batches=3", "trainer.limit_test_batches=1"]
+    plain, compiled = (train(*short, *more) for more in ([], ["trainer.compile=default"]))
     assert compiled.result["test/loss"] == pytest.approx(plain.result["test/loss"], rel=1e-2)
     names = [
         list(torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])

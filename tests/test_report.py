@@ -1,10 +1,11 @@
 """A report says exactly what the run folders contain, and its page works in a real browser without a network."""
 
 import csv
+import itertools
 import json
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,26 @@ Sweep = Callable[..., Path]
 
 @pytest.fixture
 def sweep(trained: Run, tmp_path: Path) -> Sweep:
+    """Makes folders of sweeps in the folder of a test: see `copies`."""
+    return lambda name="sweep", **settings: copies(trained, tmp_path / name, **settings)
+
+
+def copies(
+    trained: Run, folder: Path, resizes: Any = (32, 64), lrs: Any = (1e-4, 1e-3), seeds: Any = (0, 1, 2)
+) -> Path:
     """Makes copies of a real run's folder with other settings and scores."""
-
-    def make(name: str = "sweep", resizes: Any = (32, 64), lrs: Any = (1e-4, 1e-3), seeds: Any = (0, 1, 2)) -> Path:
-        folder, n = tmp_path / name, 0
-        for resize in resizes:
-            for lr in lrs:
-                for seed in seeds:
-                    run = folder / str(n)
-                    (run / ".hydra").mkdir(parents=True)
-                    result = json.loads((trained.folder / layout.RESULT).read_text())
-                    result["config"]["data"]["resize"] = resize
-                    result["config"]["optimizer"]["lr"] = lr
-                    result["config"]["seed"] = seed
-                    result |= {"val/acc": score(resize, lr, seed), "seconds": resize / 2 + n}
-                    manifest.write(run, result)
-                    shutil.copy(trained.folder / layout.METRICS, run)
-                    (run / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n- seed={seed}\n")
-                    n += 1
-        return folder
-
-    return make
+    for n, (resize, lr, seed) in enumerate(itertools.product(resizes, lrs, seeds)):
+        run = folder / str(n)
+        (run / ".hydra").mkdir(parents=True)
+        result = json.loads((trained.folder / layout.RESULT).read_text())
+        result["config"]["data"]["resize"] = resize
+        result["config"]["optimizer"]["lr"] = lr
+        result["config"]["seed"] = seed
+        result |= {"val/acc": score(resize, lr, seed), "seconds": resize / 2 + n}
+        manifest.write(run, result)
+        shutil.copy(trained.folder / layout.METRICS, run)
+        (run / ".hydra" / "overrides.yaml").write_text(f"- data.resize={resize}\n- seed={seed}\n")
+    return folder
 
 
 def score(resize: int, lr: float, seed: int) -> float:
@@ -187,21 +187,28 @@ def test_the_command_shows_the_last_sweep(sweep: Sweep, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
-@pytest.fixture
-def page(sweep: Sweep, browser: Browser, tmp_path: Path) -> Page:
-    """The report of twelve runs, one of them failed; `messages` lists its errors, console messages and requests."""
-    folder = sweep()
+@pytest.fixture(scope="module")
+def made(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of twelve runs, one of them failed."""
+    folder = copies(trained, tmp_path_factory.mktemp("report") / "sweep")
     change(folder / "4", status="failed", reason="<img src=x onerror=alert(1)></script>")
     command.main([str(folder)])
+    return folder / "report" / "report.html"
+
+
+@pytest.fixture
+def page(made: Path, browser: Browser) -> Iterator[Page]:
+    """The page of a report; `messages` lists its errors, console messages and requests."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     messages: list[str] = []
     page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: messages.append(f"error: {error}"))
     page.on("request", lambda request: messages.append(request.url))
     page.messages = messages  # type: ignore[attr-defined]
-    page.goto(f"file://{folder / 'report' / 'report.html'}")
+    page.goto(made.as_uri())
     page.wait_for_selector("#curves .scatterlayer")
-    return page
+    yield page
+    page.close()
 
 
 def column(page: Page, name: str) -> list[str]:

@@ -261,5 +261,6 @@ def test_ctrl_c_is_recorded_and_exits_130(tmp_path: Path) -> None:
 def test_the_real_set_is_learned_in_150_steps(real_cache: str, tmp_path: Path) -> None:
     options = ["model.ratio=8", "model.init=kaiming", "data.resize=32", f"data.cache_dir={real_cache}"]
     limits = ["trainer.max_epochs=1", "trainer.limit_train_batches=150", "trainer.accelerator=cpu"]
+    limits += ["trainer.limit_test_batches=20", "data.val_size=0", "inspect=off"]
     result = run(configure(*options, *limits), tmp_path)
     assert result["test/acc"] > 0.7

@@ -1,9 +1,10 @@
 """A run that is killed or asked to stop at any moment resumes as if it had never stopped."""
 
+import contextlib
 import os
 import random
 import signal
-import time
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from vggexp.runs import layout, manifest
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 2.5
-"""The approximate duration of a trial."""
 
-
-def kill_at(server: Server, cwd: Path, argv: list[str], seconds: float, signum: int, group: bool = False) -> int:
+def kill_at(server: Server, cwd: Path, argv: list[str], share: float, signum: int, group: bool = False) -> int:
+    """Signals a run after a share of the time that it would take; if it was faster, it has ended already."""
     process = server.start(argv, cwd)
-    time.sleep(seconds)
-    (os.killpg if group else os.kill)(process.pid, signum)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(share * server.seconds)
+    if process.poll() is None:
+        (os.killpg if group else os.kill)(process.pid, signum)
     return process.wait()
 
 
@@ -40,9 +41,9 @@ def test_sigkill(
     plans: list[list[tuple[str, float]]] = []
     for number in range(count(100, 5)):
         place = [*places, "at random"][number % 5]
-        plans.append([(place, draw.randint(1, places[place]) if place in places else draw.uniform(0, SECONDS))])
+        plans.append([(place, draw.randint(1, places[place]) if place in places else draw.uniform(0, 1))])
         if number % 7 == 0:
-            plans[-1].append(("at random", draw.uniform(0.3, SECONDS)))
+            plans[-1].append(("at random", draw.uniform(0.2, 1)))
 
     def trial(server: Server, plan: list[tuple[str, float]]) -> None:
         cwd = tmp_path / str(id(plan))
@@ -74,15 +75,15 @@ def test_signals(
     stops = tally("SIGTERM, SIGINT, SIGUSR1")
     draw = random.Random(6)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    plans = [(n, signals[n % 3], draw.uniform(0.8, SECONDS)) for n in range(count(60, 3))]
+    plans = [(n, signals[n % 3], draw.uniform(0.3, 1)) for n in range(count(60, 3))]
 
     def trial(server: Server, plan: tuple[int, signal.Signals, float]) -> None:
-        number, signum, seconds = plan
+        number, signum, share = plan
         cwd = tmp_path / str(number)
         cwd.mkdir()
-        with stops.trial(f"{signum.name} after {seconds:.2f} s"):
+        with stops.trial(f"{signum.name} after {share:.2f} of the run"):
             workers = 2 * (number % 2)
-            code = kill_at(server, cwd, [*START, f"data.num_workers={workers}"], seconds, signum, group=workers > 0)
+            code = kill_at(server, cwd, [*START, f"data.num_workers={workers}"], share, signum, group=workers > 0)
             if (cwd / "outputs" / "run" / layout.RESULT).exists() and code != -signum:
                 result = manifest.load(cwd / "outputs" / "run", "")
                 status = "interrupted" if code else "completed"

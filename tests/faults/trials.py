@@ -1,5 +1,6 @@
 """Counts trials, prints a table of those that passed, and provides the processes in which trials run."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ def count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 class Server:
     """Starts trials."""
 
+    seconds = 2.0  # that an undisturbed run takes here, once `uninterrupted` has measured it
+
     def start(self, argv: Sequence[str], cwd: Path, sabotage: Sequence[tuple[str, int]] = (), **env: str) -> Process:
         """Starts `vggexp train ARGV` in `cwd` and appends its output to `cwd/log`."""
         env = environment(**env)
@@ -112,5 +115,7 @@ def finish(server: Server, cwd: Path, expected: dict[str, Any]) -> None:
 def uninterrupted(farm: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The outcome of a run that is not disturbed."""
     cwd = tmp_path_factory.mktemp("uninterrupted")
+    start = time.monotonic()
     assert farm.run(START, cwd) == 0, (cwd / "log").read_text()
+    farm.seconds = time.monotonic() - start
     return compare.outcome(cwd / "outputs" / "run")

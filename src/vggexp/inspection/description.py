@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vggexp.inspection.base import Inspection, examples, images, watched
-from vggexp.inspection.cost import estimate
+from vggexp.inspection.cost import layers
 from vggexp.runs import layout, manifest
 
 
@@ -22,7 +22,7 @@ class Description(Inspection):
         config = self.cfg.model_dump(by_alias=True)
         self.board.add_text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```", 0)
         rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
-        for layer in estimate(self.cfg).layers:
+        for layer in layers(self.cfg):
             shape = "×".join(map(str, layer.shape[1:]))
             rows.append(f"| {layer.name} | {layer.kind} | {shape} | {layer.parameters:,} | {layer.macs:,} |")
         self.board.add_text("run/layers", "\n".join(rows), 0)

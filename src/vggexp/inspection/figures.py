@@ -50,14 +50,16 @@ def mistakes(probabilities: Tensor, labels: Tensor, names: Sequence[str], most: 
 def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | BytesIO) -> None:
     """(N, H, W) uint8 images with a caption above each, eight in a row."""
     columns, rows = 8, max(1, -(-len(images) // 8))
-    figure = Figure(figsize=(1.7 * columns, 2.05 * rows + 0.4), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
-        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=7)
+    width, height = 1.7 * columns, 2.05 * rows + 0.4
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, y=1 - 0.1 / height, va="top")
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches: axes of their own would take seconds to lay out
+    axes.axis("off")
+    for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, bottom = 1.7 * (n % columns) + 0.1, height - 0.4 - 2.05 * (n // columns + 1)
+        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=(left, left + 1.5, bottom, bottom + 1.5))
+        axes.text(left + 0.75, bottom + 1.55, caption, ha="center", va="bottom", fontsize=7)
+    axes.set(xlim=(0, width), ylim=(0, height))
     figure.savefig(path, dpi=120)
 
 

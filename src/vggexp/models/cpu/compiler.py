@@ -2,7 +2,10 @@
 
 import ctypes
 import functools
+import hashlib
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -11,28 +14,62 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vggexp.system import files, paths
+
+OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """The kernels of `name`.cpp, or None where they cannot be compiled; each process compiles them, in half a second.
+    """The kernels of `name`.cpp, or None where they cannot be compiled.
 
+    They are compiled once for a CPU and a compiler, and kept in the cache; where only this user can write to it.
     They are linked without OpenMP, so that they share torch's threads or are not loaded at all.
     """
     compiler = shutil.which("g++")
     if compiler is None or sys.platform != "linux":
         return None
     source = Path(__file__).with_name(f"{name}.cpp")
-    with tempfile.TemporaryDirectory() as folder:
-        compiled, linked = f"{folder}/{name}.o", f"{folder}/{name}.so"
-        options = ["-O3", "-march=native", "-fopenmp", "-fPIC"]
-        try:
-            for command in ([*options, "-c", str(source), "-o", compiled], ["-shared", compiled, "-o", linked]):
-                subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
-            return ctypes.CDLL(linked)
-        except (OSError, subprocess.SubprocessError):
-            return None
+    with tempfile.TemporaryDirectory() as temporary:
+        for folder in filter(None, (_own_folder(), Path(temporary))):
+            linked = folder / f"{name}-{_conditions(source, compiler)}.so"
+            try:
+                if not linked.exists():
+                    with files.replacing(linked) as path:
+                        _compile(compiler, source, f"{temporary}/{name}.o", str(path))
+                return ctypes.CDLL(str(linked))
+            except OSError:  # the cache is full, damaged, or on a disk from which no code may run
+                continue
+            except subprocess.SubprocessError:
+                break
+    return None
+
+
+def _compile(compiler: str, source: Path, compiled: str, linked: str) -> None:
+    for command in ([*OPTIONS, "-c", str(source), "-o", compiled], ["-shared", compiled, "-o", linked]):
+        subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
+
+
+def _own_folder() -> Path | None:
+    """A folder in the cache that nobody else can write to, as a library that is loaded is code that is run."""
+    folder = paths.cache() / f"kernels-{os.getuid()}"
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if own and os.access(folder, os.W_OK) else None
+
+
+def _conditions(source: Path, compiler: str) -> str:
+    """A hash of all that the compiled code follows from: the source, the compiler, and the CPU it is compiled for."""
+    found = Path(compiler).stat()
+    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    cpu = [line for line in first if "mhz" not in line.lower() and "bogomips" not in line.lower()]
+    facts = (source.read_text(), OPTIONS, os.path.realpath(compiler), found.st_size, found.st_mtime_ns, cpu)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def has_kernel(maps: Tensor, name: str) -> bool:
