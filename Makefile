@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train speedrun sweep report tensorboard check test benchmark benchmark-full benchmark-gpu equality faults audit lint format lock wheel clean
+.PHONY: help setup data train speedrun sweep report tensorboard check test benchmark benchmark-full benchmark-gpu equality faults mutants audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
@@ -69,6 +69,10 @@ equality: $(READY) ## prove that a change alters no number: ARGS="make FOLDER" b
 
 faults: $(READY) ## run every trial of the fault harness (about 15 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)
+
+mutants: $(READY) ## break the code in 40 small places, one at a time, and name those that no test notices (about 80 minutes)
+	@test -x $(VENV)/mutants/bin/cosmic-ray || { $(PYTHON) -m venv $(VENV)/mutants && $(VENV)/mutants/bin/pip install --quiet cosmic-ray; }
+	$(VENV)/mutants/bin/python tests/mutants.py --python $(BIN)/python $(ARGS)
 
 audit: $(READY) ## look the locked packages up in the database of known vulnerabilities
 	$(BIN)/pip install --quiet pip-audit

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from processes import TESTS, THREADS, started, vggexp  # noqa: F401  (tests import them from here)
+from processes import TESTS, THREADS, imports, started, vggexp  # noqa: F401  (tests import them from here)
 from vggexp.config import compose
 from vggexp.config.schema import Config
 from vggexp.data import idx

@@ -145,6 +145,13 @@ def vggexp(*args: str, cwd: Path | None = None, **env: str | None) -> subprocess
     return subprocess.CompletedProcess(args, process.wait(), output, errors)
 
 
+def imports(*args: str, cwd: Path, **env: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Runs `python -m vggexp.train ARGS` in an interpreter of its own; also returns the modules that it has loaded."""
+    command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *args]
+    done = subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300)
+    return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+
+
 @contextmanager
 def started(cwd: Path, *args: str, command: str = "train", **env: str | None) -> Iterator[Process]:
     """Runs `vggexp train ARGS` for as long as the block runs."""

@@ -6,6 +6,7 @@ the signals and the output of its own.
 """
 
 import atexit
+import gc
 import importlib.util
 import json
 import os
@@ -19,15 +20,23 @@ from typing import Any
 
 import optuna  # noqa: F401
 import sabotage
+import tensorboard.plugins.hparams.metadata  # noqa: F401
 
+import vggexp.commands.train
+import vggexp.data.datamodule
 import vggexp.inference.evaluate
 import vggexp.inference.predict
 import vggexp.inspection.networks
+import vggexp.jobs.grid
 import vggexp.training.run  # noqa: F401  these modules and what they import are the slow part of starting
 from vggexp import commands
+from vggexp.config import compose
 
 
 def serve() -> None:
+    compose.config()  # Hydra looks for its plugins
+    compose.run_name.cache_clear()
+    gc.freeze()  # the children share what there is
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     awake, wake = os.pipe()
     os.set_blocking(wake, False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from conftest import QUICK, TESTS, TINY, configure, vggexp
+from conftest import TESTS, TINY, configure, imports, vggexp
 from vggexp.config import compose
 from vggexp.config.instantiate import network
 from vggexp.errors import UserError
@@ -173,32 +173,13 @@ def test_the_command_answers_a_mistake_with_one_line_and_exit_2(override: str, t
     assert list(tmp_path.iterdir()) == []
 
 
-def imported(cwd: Path, *args: str) -> tuple[int, set[str]]:
-    """The exit code of a training command in an interpreter of its own, and the modules that it has loaded."""
-    command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *args]
-    env = os.environ | {"PYTHONPATH": str(TESTS)}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    return done.returncode, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["model=vgg12"]], ids=" ".join)
 def test_torch_is_not_loaded_to_answer(flags: list[str], tmp_path: Path) -> None:
-    code, modules = imported(tmp_path, *flags)
-    assert code == (2 if flags == ["model=vgg12"] else 0)
+    done, modules = imports(*flags, cwd=tmp_path)
+    assert done.returncode == (2 if flags == ["model=vgg12"] else 0)
     assert "hydra" in modules
     assert not modules & {"torch", "lightning", "numpy"}
-
-
-@pytest.mark.slow
-def test_a_run_loads_nothing_that_only_others_need(tmp_path: Path) -> None:
-    """What a run loads delays its first step."""
-    code, modules = imported(tmp_path, *QUICK, "inspect=default", "trainer.max_steps=1")
-    assert code == 0
-    assert "lightning" in modules
-    others = {"joblib", "submitit", "ray", "optuna", "mlflow", "wandb", "onnx", "onnxruntime", "onnxscript", "plotly"}
-    assert not modules & {*others, "pandas", "scipy", "sklearn", "pytest", "torch._inductor.compile_fx"}
-    assert not modules & {"vggexp.report.page", "vggexp.inference.predict", "vggexp.jobs.search"}
 
 
 def test_rerunning_a_pickle_is_refused() -> None:

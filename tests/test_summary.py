@@ -9,7 +9,7 @@ import pytest
 from conftest import configure, vggexp
 from vggexp.commands import summary
 from vggexp.inspection import cost
-from vggexp.inspection.cost import estimate, measure
+from vggexp.inspection.cost import estimate
 from vggexp.system import hardware
 
 
@@ -52,25 +52,16 @@ def test_counts_match_a_calculation_by_hand() -> None:
 
 
 @pytest.mark.slow
-def test_the_estimate_is_within_15_percent_of_the_measured_peak() -> None:
-    options = ["model=vgg16", "model.ratio=8", "model.batch_norm=true", "data.resize=64", "data.batch_size=128"]
-    cfg = configure(*options, "optimizer=sgd", "trainer.accelerator=cpu", "trainer.precision=32-true")
-    found = measure(cfg)
-    assert estimate(cfg).memory_bytes == pytest.approx(found.memory_bytes, rel=0.15)
-    assert 0 < found.seconds < 60
-
-
-@pytest.mark.slow
 def test_several_networks_are_measured_and_compared(tmp_path: Path) -> None:
-    args = ("model=alexnet,vgg11", "model.ratio=4", "data.resize=80", "data.batch_size=32", "optimizer=adamw")
-    args += ("trainer.accelerator=cpu", "trainer.precision=32-true")
+    args = ("model=vgg11,vgg16", "model.ratio=8", "model.batch_norm=true", "data.resize=64", "data.batch_size=64")
+    args += ("optimizer=adamw", "trainer.accelerator=cpu", "trainer.precision=32-true")
     done = vggexp("summary", "--measure", "--output", "here", *args, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     table = rows(tmp_path / "here" / "networks.csv")
-    assert [row["network"] for row in table] == ["AlexNet ratio 4 80px", "vgg11 ratio 4 80px"]
+    assert [row["network"] for row in table] == ["vgg11 bn ratio 8 64px", "vgg16 bn ratio 8 64px"]
     assert int(table[0]["MACs"]) < int(table[1]["MACs"])
     for row in table:
-        assert float(row["images per second"]) == pytest.approx(32 / float(row["measured seconds per step"]))
+        assert float(row["images per second"]) == pytest.approx(64 / float(row["measured seconds per step"]))
         measured = int(row["measured training bytes"])
         assert int(row["estimated training bytes"]) == pytest.approx(measured, rel=0.15)
     assert min(matplotlib.image.imread(tmp_path / "here" / "networks.png").shape[:2]) > 150

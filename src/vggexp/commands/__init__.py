@@ -4,7 +4,6 @@
 - `options`: what they share: KEY=VALUE arguments
 """
 
-import gc
 import os
 import sys
 from importlib import import_module
@@ -13,8 +12,6 @@ from importlib.metadata import version
 from vggexp.errors import UserError
 from vggexp.system import terminal
 from vggexp.system.signals import Interrupted
-
-gc.set_threshold(50_000, 20, 100)  # while modules load, nothing is garbage: looking for it takes a fifth of the time
 
 COMMANDS = {
     "train": "train a network, or with -m every combination of values, or search among them",
