@@ -69,10 +69,17 @@ def test_cutouts_are_squares_that_may_extend_over_the_edge() -> None:
     assert min(min(pair) for pair in sizes) == 4
 
 
+@pytest.fixture(scope="module")
+def plain(train: Callable[..., Run]) -> Run:
+    """One step without augmentation."""
+    return train("trainer.max_steps=1")
+
+
 @pytest.mark.parametrize("option", ["data.flip=true", "data.shift=2", "data.cutout=8"])
-def test_each_option_reaches_training_and_only_training(option: str, trained: Run, train: Callable[..., Run]) -> None:
+def test_each_option_reaches_training_and_only_training(
+    option: str, trained: Run, plain: Run, train: Callable[..., Run]
+) -> None:
     changed = train(option, "trainer.max_steps=1")
-    plain = train("trainer.max_steps=1")
     assert changed.result["train/loss"] != plain.result["train/loss"]
     cfg = configure(*QUICK, option)
     assert cfg.hash() != trained.cfg.hash()

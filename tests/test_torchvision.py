@@ -17,6 +17,17 @@ def name(depth: int, batch_norm: bool) -> str:
 
 @pytest.mark.parametrize("batch_norm", NORMED)
 @pytest.mark.parametrize("depth", DEPTHS)
+def test_the_names_are_torchvisions(depth: int, batch_norm: bool) -> None:
+    with torch.device("meta"):
+        ours = VGG(f"vgg{depth}", in_channels=3, num_classes=1000, image_size=224, batch_norm=batch_norm)
+        theirs = getattr(torchvision.models, name(depth, batch_norm))()
+    names = ours.torchvision_names()
+    assert {names[key]: value.shape for key, value in ours.state_dict().items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(("depth", "batch_norm"), [(11, False), (16, True)])
 def test_a_state_dict_converts_both_ways_and_gives_the_same_outputs(depth: int, batch_norm: bool) -> None:
     torch.manual_seed(depth)
     ours = VGG(f"vgg{depth}", in_channels=3, num_classes=1000, image_size=224, batch_norm=batch_norm).eval()

@@ -53,7 +53,7 @@ def test_invalid_configs(
     monkeypatch.setattr(idx, "obtain", lambda *_, **__: pytest.fail("the data were read"))
 
     @settings(
-        max_examples=count(1000, 40),
+        max_examples=count(1000, 25),
         deadline=None,
         derandomize=True,
         database=None,

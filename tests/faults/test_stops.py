@@ -121,5 +121,5 @@ def test_resume_at_every_point(
             finish(server, cwd, uninterrupted)
 
     places = range(1, PLACES + 2)
-    farm.map(trial, random.Random(workers).sample(places, count(len(places), 4)))
+    farm.map(trial, random.Random(workers).sample(places, count(len(places), 3)))
     stops.check()
