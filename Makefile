@@ -6,11 +6,13 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 # tests of a file share fixtures, so one worker runs them all; the longest files begin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+# what `make test-versions` tries: a Python, and which of the packages that pyproject.toml allows
+VERSIONS ?= 3.11:lowest-direct 3.12:highest 3.13:highest
 # of a training command, what says where the data are
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train speedrun sweep report tensorboard check test benchmark benchmark-full benchmark-gpu equality faults mutants audit lint format lock wheel clean
+.PHONY: help setup data train speedrun sweep report tensorboard check test test-versions benchmark benchmark-full benchmark-gpu equality faults mutants audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
@@ -52,6 +54,16 @@ check: lint ## lint and the quick tests, for before each commit (90 seconds)
 
 test: $(READY) ## run the test suite (about 9 minutes on two cores)
 	$(PYTEST) $(ARGS)
+
+test-versions: $(READY) ## run the quick tests with the oldest packages allowed, and with newer Pythons (about 30 minutes)
+	$(BIN)/pip install --quiet uv
+	@set -e; for each in $(VERSIONS); do \
+		python=$${each%:*} venv=$(VENV)/versions/$${each%:*}-$${each#*:}; \
+		$(BIN)/uv venv --quiet --clear --python $$python $$venv; \
+		VIRTUAL_ENV=$$PWD/$$venv $(BIN)/uv pip install --quiet --resolution $${each#*:} --editable '.[dev]'; \
+		echo "Python $$python, $${each#*:} versions"; \
+		$$venv/bin/python -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder -m "not slow" $(ARGS); \
+	done
 
 benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
 	$(BIN)/python -m benchmarks.compare $(ARGS)

@@ -33,7 +33,7 @@ def test_every_loop_trains_and_prints_what_it_measured(
 ) -> None:
     monkeypatch.setenv("VGGEXP_CACHE", real_cache)
     precision = "bf16" if loop == "bare" else "fp32"  # bf16 is ten times as slow on many a machine
-    loops.main([loop, "--size", "32", "--images", "256", "--precision", precision])
+    loops.main([loop, "--size", "32", "--images", "128", "--precision", precision])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["images_per_second"] > 0
     assert 2**27 < found["peak_memory_bytes"] < 2**35

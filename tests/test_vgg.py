@@ -160,7 +160,7 @@ def test_every_network_learns_as_configured(arch: str, real_cache: str) -> None:
     from vggexp.config.instantiate import network
 
     size = 96 if arch == "alexnet" else 32
-    cfg = configure(f"model={arch}", "model.ratio=8", f"data.resize={size}", f"data.cache_dir={real_cache}")
+    cfg = configure(f"model={arch}", "model.ratio=16", f"data.resize={size}", f"data.cache_dir={real_cache}")
     torch.manual_seed(0)
     data = FashionMNIST(cache_dir=real_cache, resize=size)
     data.setup()
