@@ -1,10 +1,10 @@
 """Breaks the code in one small place at a time, and reports whether a test fails: `make mutants`.
 
-    python tests/mutants.py --python .venv/bin/python [--seed 0] [--count 40] [--only 3,17] [--related]
+    python tests/mutants.py --python .venv/bin/python [--seed 0] [--count 40] [--only 3,17] [--quick]
 
 cosmic-ray finds all places and changes; a seed draws among the places. A changed copy of the checkout is tested until a
-test fails: first by the files that name the module, then by all quick tests, then by all others. The last table lists
-the mutants that no test has noticed. With --related, only the first of the three steps is taken.
+test fails: first by the quick tests, then, without --quick, by all others. The last line lists the mutants that no test
+has noticed; --only tries some of them again.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from cosmic_ray.mutating import use_mutation
 
 ROOT = Path(__file__).parents[1]
 PYTEST = ("-m", "pytest", "-x", "-q", "-n", "2", "--dist=loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider")
-STEPS = {"related": 600, "quick": 300, "slow": 1500}  # seconds; a test that does not end has noticed the change
+STEPS = {"quick": 400, "slow": 1500}  # seconds; a test that does not end has noticed the change
 
 
 class Mutant(NamedTuple):
@@ -46,7 +45,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--only", default="")
-    parser.add_argument("--related", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     only = {int(number) for number in args.only.split(",") if number}
     with tempfile.TemporaryDirectory(prefix="vggexp-mutants-") as name:
@@ -59,11 +58,11 @@ def main() -> int:
         for number, mutant in enumerate(draw(copy, args.seed, args.count)):
             if only and number not in only:
                 continue
-            start, steps = time.monotonic(), ["related"] if args.related else list(STEPS)
+            start, steps = time.monotonic(), ["quick"] if args.quick else list(STEPS)
             with use_mutation(
                 copy / mutant.module, plugins.get_operator(mutant.operator)(), mutant.occurrence
             ) as codes:
-                failed = next(filter(None, (failure(copy, python, step, mutant.module) for step in steps)), None)
+                failed = next(filter(None, (failure(copy, python, step) for step in steps)), None)
             before, after = (code.splitlines() for code in codes)
             changed = [line.strip() for line in difflib.unified_diff(before, after, n=0, lineterm="")][3:]
             print(f"{number:3} {time.monotonic() - start:4.0f} s {mutant.module}:{mutant.line} {failed or 'SURVIVED'}")
@@ -119,17 +118,12 @@ def annotations(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return [((x.lineno, x.col_offset), (x.end_lineno or 0, x.end_col_offset or 0)) for x in spans]
 
 
-def failure(copy: Path, python: Path, step: str, module: Path = Path()) -> str | None:
+def failure(copy: Path, python: Path, step: str) -> str | None:
     """The first test that fails in a step, or None."""
-    if step == "related":
-        chosen = list(related(copy, module))
-        if not chosen:
-            return None
-    else:
-        chosen = ["-m", "slow" if step == "slow" else "not slow"]
     log = copy / "log"
     with log.open("wb") as file:
-        command = [python, *PYTEST, f"--basetemp={copy / 'tmp'}", *chosen]
+        command = [python, *PYTEST, f"--basetemp={copy / 'tmp'}"]
+        command += ["-m", "slow" if step == "slow" else "not slow"]
         process = subprocess.Popen(command, cwd=copy, stdout=file, stderr=file, start_new_session=True)
         try:
             code = process.wait(STEPS[step])
@@ -141,15 +135,6 @@ def failure(copy: Path, python: Path, step: str, module: Path = Path()) -> str |
         return None
     lines = log.read_text(errors="replace").splitlines()
     return next((line[:150] for line in lines if line.startswith(("FAILED", "ERROR"))), f"{step}: exit code {code}")
-
-
-def related(copy: Path, module: Path) -> Iterator[str]:
-    """The files of tests that name a module."""
-    package, name = module.parent.name, module.stem
-    for path in sorted((copy / "tests").rglob("test_*.py")):
-        text = path.read_text(encoding="utf-8")
-        if f"{package}.{name}" in text or f"{package} import {name}" in text or path.stem == f"test_{name}":
-            yield str(path)
 
 
 def leave(copy: Path) -> None:

@@ -1,0 +1,61 @@
+"""What the machine is, where the system says it and where it does not; how other processes are stopped."""
+
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from vggexp.system import hardware, signals
+
+
+@pytest.fixture
+def _no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that has no /proc and no /sys."""
+
+    def missing(self: Path, *_: object, **__: object) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([]))
+
+
+@pytest.mark.usefixtures("_no_files")
+def test_a_system_that_does_not_say_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert hardware.cpu_name() == "riscv64"
+    monkeypatch.setattr("platform.processor", lambda: "Some processor")
+    assert hardware.cpu_name() == "Some processor"
+    assert hardware.last_level_cache() == 0
+    assert hardware.available_memory() is None
+
+
+def test_what_the_system_says_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "cpuinfo": "processor\t: 0\nmodel name\t: A CPU @ 2 GHz: fast\n",
+        "meminfo": "MemTotal: 9 kB\nMemAvailable: 7 kB",
+    }
+    caches = {"index0": "32K\n", "index3": "2048K\n", "index2": "512K\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: texts.get(self.name) or caches[self.parent.name])
+    monkeypatch.setattr(Path, "glob", lambda self, _: [self / name / "size" for name in caches])
+    assert hardware.cpu_name() == "A CPU @ 2 GHz: fast"
+    assert hardware.available_memory() == 7 * 1024
+    assert hardware.last_level_cache() == 2048 * 1024
+
+
+def test_children_but_those_that_may_live_are_killed() -> None:
+    fork = multiprocessing.get_context("fork")
+    kept, *lost = children = [fork.Process(target=time.sleep, args=(60,)) for _ in range(3)]
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        for child in children:
+            child.start()
+        signals.kill_children([kept])
+        assert [child.exitcode for child in lost] == [-signal.SIGKILL] * 2
+        assert kept.is_alive()
+        assert signal.getsignal(signal.SIGCHLD) == before
+    finally:
+        kept.kill()
+        kept.join()
