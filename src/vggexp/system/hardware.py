@@ -46,10 +46,15 @@ def device(accelerator: str = "auto") -> "torch.device":
 
 @functools.cache
 def cpu_has(capability: str) -> bool:
-    """Whether the processor has a capability under torch's name for it, such as `amx_tile` or `avx512_bf16`."""
-    import torch
+    """Whether the processor has a capability under Linux's name for it, such as `amx_tile` or `avx512_bf16`.
 
-    return bool(torch.cpu.get_capabilities().get(capability))
+    Only Linux says so to every version of torch; elsewhere, the answer is no.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    return any(capability in line.split() for line in lines if line.startswith("flags"))
 
 
 def multiplies_bf16(device: str) -> bool:
