@@ -49,10 +49,10 @@ report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."
 tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 	$(BIN)/vggexp tensorboard $(ARGS)
 
-check: lint ## lint and the quick tests, for before each commit (90 seconds)
+check: lint ## lint and the quick tests, for before each commit (about 2 minutes)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test: $(READY) ## run the test suite (about 9 minutes on two cores)
+test: $(READY) ## run the test suite (6 to 10 minutes on two cores)
 	$(PYTEST) $(ARGS)
 
 test-versions: $(READY) ## run the quick tests with the oldest packages allowed, and with newer Pythons (about 30 minutes)

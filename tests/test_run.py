@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +20,7 @@ from vggexp.config.instantiate import network
 from vggexp.errors import UserError
 from vggexp.inference.load import load
 from vggexp.runs import manifest
+from vggexp.system.signals import Interrupted, Signals
 from vggexp.training.run import run
 
 SCORES = {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"}
@@ -264,3 +266,19 @@ def test_the_real_set_is_learned_in_150_steps(real_cache: str, tmp_path: Path) -
     limits += ["trainer.limit_test_batches=20", "data.val_size=0", "inspect=off"]
     result = run(configure(*options, *limits), tmp_path)
     assert result["test/acc"] > 0.7
+
+
+def test_an_error_that_follows_from_a_signal_does_not_hide_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lightning, stopped while it starts, raises an error of its own as it takes itself down."""
+    signals = Signals()
+
+    def stopped(*_: object, **__: object) -> None:
+        signals.received = signal.SIGTERM
+        raise RuntimeError("Please call `iter(combined_loader)` first.")
+
+    monkeypatch.setattr(L.Trainer, "fit", stopped)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run(configure(*QUICK), tmp_path, signals=signals)
+    monkeypatch.setattr(signals, "check", lambda: None)  # as where none has arrived
+    with pytest.raises(RuntimeError, match="combined_loader"):
+        run(configure(*QUICK), tmp_path, signals=signals)

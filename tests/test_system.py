@@ -1,6 +1,7 @@
 """What the machine is, where the system says it and where it does not; how other processes are stopped."""
 
 import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
@@ -61,3 +62,20 @@ def test_children_but_those_that_may_live_are_killed() -> None:
     finally:
         kept.kill()
         kept.join()
+
+
+def test_a_signal_that_a_thread_receives_waits_for_the_end_of_a_block() -> None:
+    """A process's signal may reach any of its threads, and Python then runs its handler in the first."""
+    done: list[object] = []
+
+    def fork() -> None:
+        with signals.Signals() as heeded, signals.blocked():
+            os.kill(os.getpid(), signal.SIGTERM)  # the thread that watches takes it
+            end = time.monotonic() + 5
+            while not heeded.received and time.monotonic() < end:
+                time.sleep(0.01)
+            done.append(heeded.received)
+
+    with pytest.raises(signals.Interrupted, match="SIGTERM"):
+        fork()
+    assert done == [signal.SIGTERM]

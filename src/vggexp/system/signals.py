@@ -72,7 +72,9 @@ class Signals:
             return
         self.received = signum
         self.on_signal(signum)
-        if not self.armed:
+        if _blocks:
+            _blocks[-1].append(self)
+        elif not self.armed:
             raise Interrupted(signum)
 
     def check(self) -> None:
@@ -115,15 +117,24 @@ def kill_children(others: Sequence[Any]) -> None:
         _set(signal.SIGCHLD, handler)
 
 
+_blocks: list[list[Signals]] = []
+"""For each `blocked` that is entered: whose signals have arrived, by way of a thread that did not block them."""
+
+
 @contextmanager
 def blocked() -> Iterator[None]:
     """Delays the signals; a process that is forked meanwhile receives none of them until it calls `reset`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else None
+    _blocks.append([])
     try:
         yield
     finally:
+        late = _blocks.pop()
         if before is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for signals in late:
+        if not signals.armed:
+            signals.check()
 
 
 def _set(signum: int, handler: Any) -> None:

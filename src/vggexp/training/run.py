@@ -71,13 +71,17 @@ def run(
         Interrupted: by a signal, when everything so far is saved.
     """
     others = multiprocessing.active_children()
+    signals = signals or Signals()
     try:
-        prepared = prepare(cfg, folder, resume, signals or Signals(), callbacks)
+        prepared = prepare(cfg, folder, resume, signals, callbacks)
         fit(prepared)
         result = summarize(prepared)
         if prepared.trainer.is_global_zero:
             loggers.conclude(prepared.logger, cfg, result)
         return result
+    except Exception:
+        signals.check()  # if one has cut something short, the error only follows from that
+        raise
     finally:
         kill_children(others)  # of a run that is stopped, the processes that load batches
 
