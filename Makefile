@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 # tests of a file share fixtures, so one worker runs them all; the longest files begin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+PYTEST := -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 # what `make test-versions` tries: a Python, and which of the packages that pyproject.toml allows
 VERSIONS ?= 3.11:lowest-direct 3.12:highest 3.13:highest
 # of a training command, what says where the data are
@@ -49,20 +49,20 @@ report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."
 tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 	$(BIN)/vggexp tensorboard $(ARGS)
 
-check: lint ## lint and the quick tests, for before each commit (about 2 minutes)
-	$(PYTEST) -m "not slow" $(ARGS)
+check: lint ## lint and the quick tests, for before each commit (2 to 3 minutes)
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test: $(READY) ## run the test suite (6 to 10 minutes on two cores)
-	$(PYTEST) $(ARGS)
+test: $(READY) ## run the test suite (8 to 10 minutes on two cores)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
-test-versions: $(READY) ## run the quick tests with the oldest packages allowed, and with newer Pythons (about 30 minutes)
+test-versions: $(READY) ## run the quick tests with the oldest packages allowed, and with newer Pythons
 	$(BIN)/pip install --quiet uv
 	@set -e; for each in $(VERSIONS); do \
 		python=$${each%:*} venv=$(VENV)/versions/$${each%:*}-$${each#*:}; \
 		$(BIN)/uv venv --quiet --clear --python $$python $$venv; \
 		VIRTUAL_ENV=$$PWD/$$venv $(BIN)/uv pip install --quiet --resolution $${each#*:} --editable '.[dev]'; \
 		echo "Python $$python, $${each#*:} versions"; \
-		$$venv/bin/python -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder -m "not slow" $(ARGS); \
+		$$venv/bin/python $(PYTEST) -q -m "not slow" $(ARGS); \
 	done
 
 benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
@@ -82,7 +82,7 @@ equality: $(READY) ## prove that a change alters no number: ARGS="make FOLDER" b
 faults: $(READY) ## run every trial of the fault harness (about 15 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
-mutants: $(READY) ## break the code in 40 small places, one at a time, and name those that no test notices (about 80 minutes)
+mutants: $(READY) ## break the code in 40 small places, one at a time, and name those that no test notices (more than an hour)
 	@test -x $(VENV)/mutants/bin/cosmic-ray || { $(PYTHON) -m venv $(VENV)/mutants && $(VENV)/mutants/bin/pip install --quiet cosmic-ray; }
 	$(VENV)/mutants/bin/python tests/mutants.py --python $(BIN)/python $(ARGS)
 

@@ -9,13 +9,18 @@ if TYPE_CHECKING:
     import torch
 
 
+def processor() -> dict[str, str]:
+    """What Linux says of the first processor, by name; nothing on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def cpu_name() -> str:
     """The model of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return processor().get("model name") or platform.processor() or platform.machine()
 
 
 def last_level_cache() -> int:
@@ -50,11 +55,7 @@ def cpu_has(capability: str) -> bool:
 
     Only Linux says so to every version of torch; elsewhere, the answer is no.
     """
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    return any(capability in line.split() for line in lines if line.startswith("flags"))
+    return capability in processor().get("flags", "").split()
 
 
 def multiplies_bf16(device: str) -> bool:

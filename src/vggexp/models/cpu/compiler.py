@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vggexp.system import files, paths
+from vggexp.system import files, hardware, paths
 
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -24,7 +24,7 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 def library(name: str) -> ctypes.CDLL | None:
     """The kernels of `name`.cpp, or None where they cannot be compiled.
 
-    They are compiled once for a CPU and a compiler, and kept in the cache; where only this user can write to it.
+    They are compiled once for a CPU and a compiler, and kept in the cache, where only this user can write.
     They are linked without OpenMP, so that they share torch's threads or are not loaded at all.
     """
     compiler = shutil.which("g++")
@@ -66,8 +66,7 @@ def _own_folder() -> Path | None:
 def _conditions(source: Path, compiler: str) -> str:
     """A hash of all that the compiled code follows from: the source, the compiler, and the CPU it is compiled for."""
     found = Path(compiler).stat()
-    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    cpu = [line for line in first if "mhz" not in line.lower() and "bogomips" not in line.lower()]
+    cpu = {name: text for name, text in hardware.processor().items() if name.lower() not in ("cpu mhz", "bogomips")}
     facts = (source.read_text(), OPTIONS, os.path.realpath(compiler), found.st_size, found.st_mtime_ns, cpu)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
