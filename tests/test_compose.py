@@ -98,6 +98,7 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("inspect.show=[gauges,picture]", "inspect.show=picture: pictures"),
         ("inspect.show=[evil.Evil]", "inspect.show.0=evil.Evil: allowed_packages=[evil]"),
         ("+metrics.f1._target_=evil.Evil", "metrics.f1._target_=evil.Evil: allowed_packages=[evil]"),
+        ("hydra.launcher._target_=evil.Evil", "hydra.launcher._target_=evil.Evil: allowed_packages=[evil]"),
         ("model.image_size=32", "model.image_size=32: unknown key"),
         ("model.blocks=[[1]]", "model.blocks.0=[1]: 2 items"),
         ("model.blocks=[]", "model.blocks=[]: 1 item"),

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,3 +214,22 @@ def test_the_real_data_set_has_the_expected_shapes(real_cache: str) -> None:
     assert [idx.parse(files[name]).shape for name in (IMAGES, idx.TRAIN_LABELS, idx.TEST_IMAGES, idx.TEST_LABELS)] == [
         (60000, 28, 28), (60000,), (10000, 28, 28), (10000,)
     ]  # fmt: skip
+
+
+def test_a_package_is_fetched_by_the_systems_lists_or_else_by_new_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for known in (True, False):
+        commands: list[list[str]] = []
+
+        def run(command: list[str], *, known: bool = known, commands: list[list[str]] = commands, **_: object) -> Any:
+            commands.append(command)
+            if "download" in command:
+                (tmp_path / str(known) / "x.deb").touch()
+            return subprocess.CompletedProcess(command, 0 if known or len(commands) > 1 else 100)
+
+        monkeypatch.setattr(subprocess, "run", run)
+        (tmp_path / str(known)).mkdir()
+        idx._unpack(idx.FASHION_MNIST, tmp_path / str(known))
+        assert ["update" in command for command in commands].count(True) == (not known)
+        assert commands[-1][0] == "dpkg-deb"

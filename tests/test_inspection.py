@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -23,8 +24,9 @@ from torch.utils.data import TensorDataset
 from conftest import QUICK, TINY, Run, configure, refusal, started, vggexp
 from vggexp.checkpoints import file as checkpoint
 from vggexp.config.instantiate import datamodule, network
-from vggexp.inspection import base, callbacks, distributions, pictures, projection
+from vggexp.inspection import base, callbacks, distributions, figures, pictures, projection
 from vggexp.inspection.loggers import Board
+from vggexp.inspection.predictions import Predictions
 from vggexp.runs import manifest
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
@@ -312,3 +314,23 @@ def test_profile_writes_a_trace_and_prints_the_top_operations(tmp_path: Path) ->
     assert "convolution" in done.stdout
     trace = json.loads((tmp_path / "outputs" / "run" / "profile" / "trace.json").read_text())
     assert any("convolution" in event["name"] for event in trace["traceEvents"])
+
+
+def test_all_processes_predictions_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = object.__new__(Predictions)
+    predictions._logits, predictions._labels = [torch.ones(2, 3), torch.ones(1, 3)], [torch.tensor([1, 1, 1])]
+    other = (torch.zeros(2, 3), torch.tensor([0, 0]))
+    monkeypatch.setattr(
+        torch.distributed, "all_gather_object", lambda all_, own: all_.__setitem__(slice(2), [own, other])
+    )
+    logits, labels = predictions._gathered(SimpleNamespace(world_size=2))  # type: ignore[arg-type]
+    assert torch.equal(logits, torch.cat([torch.ones(3, 3), torch.zeros(2, 3)]))
+    assert labels.tolist() == [1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 8, 9])
+def test_a_gallery_shows_all_its_images(tmp_path: Path, count: int) -> None:
+    figures.gallery(torch.full((count, 4, 4), 128, dtype=torch.uint8), [""] * count, "", tmp_path / "all.png")
+    red = matplotlib.image.imread(tmp_path / "all.png")[:, :, 0]
+    shown = (abs(red - 128 / 255) < 0.01).sum()
+    assert shown / (1.5 * 120) ** 2 == pytest.approx(count, rel=0.05)

@@ -24,6 +24,13 @@ def maps(*shape: int, dtype: torch.dtype) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 9), (7, 9)])
+def test_what_belongs_to_no_window_has_no_gradient(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
+    used = torch.full((1, 1, height, width), math.nan)  # memory is as its last user left it
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: used)
+    assert maxpool.gradient_buffer(used.shape, used.dtype).count_nonzero() == 0
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", [(3, 64, 8, 8), (2, 16, 7, 9), (5, 12, 6, 4), (4, 3, 3, 2), (1, 1, 2, 2)])
 def test_output_and_gradient_match_torch_bit_for_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -92,8 +92,8 @@ def test_a_killed_search_continues_and_makes_the_same_choices(whole: tuple[Path,
 
 
 @pytest.mark.slow
-def test_more_trials_extend_a_search(whole: tuple[Path, str]) -> None:
-    folder, _ = whole
+def test_more_trials_extend_a_search(whole: tuple[Path, str], tmp_path: Path) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "outputs" / "study")
     before = trials(folder)
     more = [arg.replace("n_trials=8", "n_trials=9") for arg in SEARCH]
     done = vggexp("train", *more, cwd=folder.parents[1])  # the search is found without naming its folder

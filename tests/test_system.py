@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from vggexp.system import hardware, signals
 
@@ -46,6 +47,14 @@ def test_what_the_system_says_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [hardware.cpu_has.__wrapped__(name) for name in ("amx_tile", "amx", "avx512_bf16")] == [True, False, False]
     assert hardware.available_memory() == 7 * 1024
     assert hardware.last_level_cache() == 2048 * 1024
+
+
+def test_the_device_is_the_accelerator_where_there_is_one_and_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda available=available: available)
+        assert hardware.device("auto").type == expected
+        assert hardware.device("cpu").type == "cpu"
 
 
 def test_children_but_those_that_may_live_are_killed() -> None:

@@ -150,7 +150,7 @@ def test_attacks_by_a_checkpoint(tally: Callable[[str], Tally], trained_run: Run
                         checkpoint.read(path, "run")
                 assert "\n" not in str(error.value)
                 assert str(path) in str(error.value)
-                assert time.monotonic() - start < 20
+                assert time.monotonic() - start < 60
                 assert not canary.exists()
     tries.check()
 
