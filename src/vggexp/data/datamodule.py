@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
+import vggexp.system.torchmetrics  # noqa: F401
+
+# isort: split
 import lightning as L
 import numpy as np
 import torch

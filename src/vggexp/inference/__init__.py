@@ -5,3 +5,5 @@
 - `predict`: names what pictures show
 - `export`: writes it for other programs
 """
+
+import vggexp.system.torchmetrics  # noqa: F401

@@ -13,6 +13,9 @@ subclass of `base.Inspection` in a file of its own, and its name in `vggexp.conf
 
 from pathlib import Path
 
+import vggexp.system.torchmetrics  # noqa: F401
+
+# isort: split
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
 

@@ -7,4 +7,5 @@
 - `files`: the one safe way to write a file
 - `paths`: where configs, runs and data are
 - `terminal`: the one console and its tables
+- `torchmetrics`: loads that package without scipy, which would delay each start
 """

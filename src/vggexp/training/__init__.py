@@ -6,3 +6,5 @@
 - `callbacks/`: what a run does besides learning
 - `muon`, `schedules`: an optimizer and the learning-rate schedules of this project
 """
+
+import vggexp.system.torchmetrics  # noqa: F401
