@@ -180,7 +180,7 @@ def test_a_job_that_slurm_requeues_continues(tmp_path: Path) -> None:
     assert process.returncode == 0, out + error
     found = results(folder)
     assert {r["status"] for r in found.values()} == {"completed"}
-    assert len(found["0"]["resumed"]) == 1
+    assert len(found["0"]["segments"]) == 1
 
 
 def test_a_launcher_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_restarted_processes_resume(tmp_path: Path) -> None:
     stopped = vggexp("train", *args, "trainer.max_epochs=3000", cwd=tmp_path)
     assert "holds a run already" in stopped.stderr
     with started(tmp_path, *args, "trainer.max_epochs=3000", TORCHELASTIC_RESTART_COUNT="1") as process:
-        while "resumed" not in manifest.load(tmp_path / "outputs" / "run", ""):
+        while "segments" not in manifest.load(tmp_path / "outputs" / "run", ""):
             assert process.poll() is None, process.errors
             time.sleep(0.1)
 

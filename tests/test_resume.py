@@ -76,7 +76,7 @@ def test_a_finished_run_says_so_and_continues_only_for_more_epochs(tmp_path: Pat
     assert {name: extended[name] for name in ("test/acc", "test/loss", "val/acc", "train/loss", "steps")} == {
         name: whole[name] for name in ("test/acc", "test/loss", "val/acc", "train/loss", "steps")
     }
-    assert (extended["config"]["trainer"]["max_epochs"], len(extended["resumed"])) == (3, 1)
+    assert (extended["config"]["trainer"]["max_epochs"], len(extended["segments"])) == (3, 1)
 
 
 def test_a_run_resumes_though_a_key_was_added_since(tmp_path: Path) -> None:

@@ -239,7 +239,8 @@ def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     assert result["status"] == "completed"
     assert (result["seed"], result["config_hash"]) == (0, configure(*QUICK).hash())
     assert torch.__version__.startswith(result["versions"]["torch"])
-    assert result.keys() >= SCORES | {"config", "git", "hardware", "started", "command"}
+    assert done.stderr == ""  # Lightning's remarks on deliberate choices are silenced
+    assert result.keys() >= SCORES | {"config", "code", "versions", "hardware", "started", "command"}
     assert f"{result['test/acc']:.4f}" in done.stdout
     assert f"vggexp tensorboard outputs/{folder.name}" in done.stdout
 
@@ -282,3 +283,11 @@ def test_an_error_that_follows_from_a_signal_does_not_hide_it(monkeypatch: pytes
     monkeypatch.setattr(signals, "check", lambda: None)  # as where none has arrived
     with pytest.raises(RuntimeError, match="combined_loader"):
         run(configure(*QUICK), tmp_path, signals=signals)
+
+
+@pytest.mark.slow
+def test_a_mistake_that_training_finds_is_one_line(tmp_path: Path) -> None:
+    done = vggexp("train", *QUICK, "data.val_size=401", "hydra.run.dir=outputs/run", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("vggexp: data.val_size=401")
+    assert manifest.load(tmp_path / "outputs" / "run", "")["status"] == "failed"

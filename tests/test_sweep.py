@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import QUICK, refusal, started, vggexp
 from vggexp.commands import train
 from vggexp.config import compose
 from vggexp.jobs import job, overview, sweep
+from vggexp.jobs.grid import Grid
 from vggexp.jobs.grid import labels as labels_of
 from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
@@ -135,7 +137,7 @@ def test_a_failed_job_is_reported_at_once_and_tried_again(tmp_path: Path) -> Non
     assert again.returncode == 1
     assert "1 done, 1 to do" in again.stdout
     assert results(folder)["1"] == found["1"]
-    assert len(results(folder)["0"]["resumed"]) == 1
+    assert len(results(folder)["0"]["segments"]) == 1
 
 
 @pytest.mark.slow
@@ -272,7 +274,7 @@ def test_time_left_follows_the_work(tmp_path: Path) -> None:
     view = overview.Overview(jobs)
     assert view.seconds_left() is None
     view._begun -= 10
-    view.seen[tmp_path / "32"] = runs.Run(tmp_path / "32", "completed", "", {})
+    view.seen[tmp_path / "32"] = runs.Run(tmp_path / "32", "completed", "", {}, {})
     assert view.seconds_left() == pytest.approx(40, rel=0.01)
     assert [overview.duration(s) for s in (0.2, 80, 600, 7200)] == ["1 s", "80 s", "10 min", "2.0 h"]
 
@@ -285,3 +287,21 @@ def labels(*overrides: Sequence[str]) -> list[str]:
 def test_jobs_are_named_by_the_settings_that_differ() -> None:
     assert labels(["a=1", "b=1"], ["a=1", "b=2"]) == ["b=1", "b=2"]
     assert labels(["a=1"]) == ["a=1"]
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, "4"), (2, "2"), (9, "1")])
+def test_jobs_that_start_together_divide_the_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, threads: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    launched: list[list[list[str]]] = []
+    fake = SimpleNamespace(launch=lambda jobs, initial_job_idx: launched.append(jobs))
+    monkeypatch.setattr(sweep.launcher, "make", lambda *_: fake)
+    with compose.session(compose.parse(["-m", *SMALL, "hydra/launcher=submitit_local"])) as session:
+        entries = [overview.Entry(tmp_path / str(n), [f"seed={n}"], session.job().cfg) for n in range(count)]
+        made = Grid(session)
+        made.task = lambda _: None
+        made.launch(tmp_path, entries)
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    assert [job[0] for job in launched[0]] == [f"seed={n}" for n in range(count)]

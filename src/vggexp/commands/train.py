@@ -4,6 +4,7 @@ vggexp train --multirun data.resize=32,64 optimizer.lr=1e-3,3e-4      trains eve
 vggexp train --multirun search=optuna      searches among values
 vggexp train resume=RUN_FOLDER      continues a run that was stopped; resume=last: the last one
 vggexp train sweep=SWEEP_FOLDER      continues a sweep; sweep=last: the last one
+                                     code=any keeps the runs that other code has made, code=now trains them again
 """
 
 import sys
@@ -13,6 +14,7 @@ import hydra
 
 from vggexp.commands import options
 from vggexp.config import compose
+from vggexp.errors import UserError
 from vggexp.jobs import job, sweep
 from vggexp.system import paths
 
@@ -23,16 +25,19 @@ def main(args: list[str]) -> int:
     if run is not None:
         return job.resume_run(run, args)
     folder, args = options.take("sweep", args)
+    code, args = options.take("code", args)
     if folder is not None:
         args = ["--multirun", *sweep.arguments(folder, args)]
     flags = compose.parse(args)
+    if code is not None and not (flags.multirun and code in sweep.CODE):
+        raise UserError(f"code={code}: is for a sweep that other code has begun, and must be {' or '.join(sweep.CODE)}")
     if flags.shows and not flags.cfg:
         return _show(flags, args)
     with compose.session(flags) as session:
         if flags.cfg:
             session.grid() if flags.multirun else session.job()
         elif flags.multirun:
-            return sweep.start(session, args, again=folder is not None)
+            return sweep.start(session, args, folder is not None, code)
         else:
             return job.start(session)
     return _show(flags, args)

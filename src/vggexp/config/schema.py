@@ -117,6 +117,7 @@ class Search(Section):
     space: dict[str, str]
 
 
+REMARKS = ("tags", "note")  # what a user writes on a run, for a reader
 GROUPS = ("model", "data", "optimizer", "scheduler")  # the parts of a run that a `_target_` names
 
 
@@ -135,6 +136,8 @@ class Config(Section):
     logger: Logger = Logger()
     inspect: Inspect = Inspect()
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    tags: list[str] = Field(default_factory=list)
+    note: str = ""
 
     @field_validator(*GROUPS, mode="wrap")
     @classmethod
@@ -168,9 +171,13 @@ class Config(Section):
             raise ValueError("optimizer.fused=true: cannot clip gradients in 16-mixed; set optimizer.fused=false")
         return self
 
+    def values(self) -> dict[str, Any]:
+        """The keys as plain values, without those that only a reader needs."""
+        return self.model_dump(by_alias=True, exclude=set(REMARKS))
+
     def hash(self) -> str:
-        """The same for two runs that must give the same numbers: sha256 over every key, in hexadecimal."""
-        text = json.dumps(self.model_dump(by_alias=True), sort_keys=True)
+        """The same for two runs that must give the same numbers: sha256 over `values`, in hexadecimal."""
+        text = json.dumps(self.values(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

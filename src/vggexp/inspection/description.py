@@ -19,7 +19,7 @@ class Description(Inspection):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero or trainer.global_step:
             return
-        config = self.cfg.model_dump(by_alias=True)
+        config = self.cfg.values()
         self.board.add_text("run/config", f"```yaml\n{OmegaConf.to_yaml(config)}```", 0)
         rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
         for layer in layers(self.cfg):

@@ -140,6 +140,6 @@ def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None
 
 def _compared(cfg: Config) -> dict[str, Any]:
     """The values by which runs are compared, as plain values."""
-    leaves = flatten(cfg.model_dump(by_alias=True))
+    leaves = flatten(cfg.values())
     flat = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves.items()}
     return {key: value for key, value in flat.items() if not key.startswith(ASIDE) and value != "None"}

@@ -43,6 +43,7 @@ class Grid(Sweep):
         return [Entry(folder / known[job.cfg.hash()], job.overrides, job.cfg) for job in jobs]
 
     def _train(self, folder: Path, entries: Sequence[Entry]) -> int:
+        self.check_code(folder, [entry.folder for entry in entries], entries[0].cfg)
         states = [read.read(entry.folder).status for entry in entries]
         todo = [entry for entry, state in zip(entries, states, strict=True) if state not in ("completed", "running")]
         done = states.count("completed")

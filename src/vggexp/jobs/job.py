@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from vggexp.config.compose import Session
 from vggexp.config.schema import Config
 from vggexp.errors import Pruned, UserError
 from vggexp.jobs import launcher
-from vggexp.runs import layout, manifest, resume, select, tables
+from vggexp.runs import code, layout, manifest, resume, select, tables
 from vggexp.system import terminal
 from vggexp.system.signals import Interrupted, Signals, reason
 
@@ -36,7 +36,7 @@ def start(session: Session) -> int:
     restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     if any(map(int, restarts)) and (folder / layout.RESULT).exists():
         return continue_run(job.cfg, folder, manifest.load(folder, f"hydra.run.dir={folder}"))
-    content = manifest.collect(job.cfg)
+    content = _manifest(job.cfg, job.raw.hydra)
     if not is_worker():
         manifest.claim(folder, content, "hydra.run.dir")
     done = run_job(lambda _: train(job.cfg, folder, content), job.raw, "hydra.run.dir", None, launcher.context(session))
@@ -58,7 +58,7 @@ def start_in_sweep(raw: DictConfig) -> int:
         try:
             cfg = compose.check(raw)
             if not (folder / layout.RESULT).exists():
-                content = manifest.collect(cfg)
+                content = _manifest(cfg, HydraConfig.get())
                 manifest.claim(folder, content, "hydra.sweep.subdir")
                 return train(cfg, folder, content, in_sweep=True)
             past = manifest.load(folder, f"resume={folder}")
@@ -86,11 +86,10 @@ def resume_run(run: str, args: list[str]) -> int:
 
 def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool = False) -> int:
     """Resumes a run, whose `result.json` is `past`, in its folder; returns the exit code."""
-    content = manifest.collect(cfg)
-    old, new = dict(past.get("versions") or {}), content["versions"]
-    if changed := [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]:
-        print(f"{folder}: resumed with {', '.join(changed)}: the last bits may differ", file=sys.stderr)
-    content |= {"started": past.get("started"), "resumed": [*past.get("resumed", []), content["started"]]}
+    content = manifest.resumed(_manifest(cfg), past)
+    if not is_worker():
+        for line in manifest.changes(folder, past, content):
+            print(f"{folder}: resumed with {line}", file=sys.stderr)
     return train(cfg, folder, content, again=True, in_sweep=in_sweep)
 
 
@@ -101,6 +100,11 @@ def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = Fals
         if content["status"] == "running":
             _write(folder, content | {"status": "interrupted", "reason": reason(signum)})
 
+    def begun(epoch: int, batch: int) -> None:
+        if (epoch, batch) != (0, 0):
+            content["begins"] |= {"epoch": epoch, "batch": batch}
+            _write(folder, content)
+
     parent = os.getppid()
     if cfg.trainer.strategy == "ddp":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn of our choice in each process
@@ -110,8 +114,9 @@ def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = Fals
             try:
                 if not is_worker():
                     manifest.write(folder, content)
+                    code.keep(folder, code.current(cfg.allowed_packages))
                     tables.announce(cfg, folder)
-                result = _train(cfg, folder, again, signals, folder / layout.TRIAL if in_sweep else None)
+                result = _train(cfg, folder, again, signals, folder / layout.TRIAL if in_sweep else None, begun)
             except Interrupted as stop:
                 interrupted(stop.signum)
                 if is_worker():
@@ -142,14 +147,22 @@ def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = Fals
     return 0
 
 
-def _train(cfg: Config, folder: Path, again: bool, signals: Signals, trial: Path | None) -> dict[str, Any]:
+def _manifest(cfg: Config, settings: Any = None) -> dict[str, Any]:
+    """What is known of a run before its first step; `settings` are Hydra's own."""
+    chosen = None if settings is None else settings.runtime.choices.get("experiment")
+    return manifest.collect(cfg, chosen)
+
+
+def _train(
+    cfg: Config, folder: Path, again: bool, signals: Signals, trial: Path | None, begun: Callable[[int, int], None]
+) -> dict[str, Any]:
     from vggexp.training.run import run  # torch and Lightning: only now, when nothing is left to refuse
 
     if trial is None or not trial.exists():
-        return run(cfg, folder, resume=again, signals=signals)
+        return run(cfg, folder, resume=again, signals=signals, begun=begun)
     from vggexp.jobs.pruning import Pruning
 
-    return run(cfg, folder, resume=again, signals=signals, callbacks=[Pruning(trial)])
+    return run(cfg, folder, resume=again, signals=signals, callbacks=[Pruning(trial)], begun=begun)
 
 
 def is_worker() -> bool:

@@ -66,7 +66,7 @@ class Processes(Launcher):
         setup_globals()
         processes: Any = multiprocessing.get_context(self.method)
         if self.method == "forkserver":
-            processes.set_forkserver_preload(["vggexp.training.run"])  # imported once, by a process that never trains
+            processes.set_forkserver_preload(["vggexp.jobs.preload"])  # imported once, by a process that never trains
         done = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))

@@ -41,10 +41,13 @@ class Search(Sweep):
         self.space, self.fixed = self._space()
         first = [f"{key}={texts[0]}" for key, (_, texts) in self.space.items() if texts]
         cfg = self.session.job([*self.fixed, *first]).cfg
+        if self.other_code == "now":
+            raise UserError("code=now: a study keeps its trials; name another hydra.sweep.dir, or set code=any")
         if cfg.data.val_size == 0:
             raise UserError("data.val_size=0: a search needs a validation set; set data.val_size=5000")
         refuse_processes(cfg)
         folder = self.folder(identity := self._identity())
+        self.check_code(folder, [path.parent for path in folder.glob(f"*/{layout.RESULT}")], cfg)
         self.write(folder, arguments, [], identity)
         study = _study(self.settings, folder)
         failures = self._search(study, folder)

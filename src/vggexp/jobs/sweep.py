@@ -1,5 +1,6 @@
 """What a grid and a search share: a folder with `sweep.json`, jobs that are launched, watched and stopped."""
 
+import itertools
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from vggexp.config.schema import Config
 from vggexp.errors import UserError, described
 from vggexp.jobs import job, launcher
 from vggexp.jobs.overview import Entry, Overview
-from vggexp.runs import layout, manifest, read, select, tables
+from vggexp.runs import code, layout, manifest, read, select, tables
 from vggexp.system import files, terminal
 from vggexp.system.signals import Interrupted, Signals
 
@@ -34,7 +35,11 @@ CHANGEABLE = ("hydra.", "hydra/", "allowed_packages=", "search.n_trials=", "sear
 PATIENCE = 60.0  # seconds that a job gets to save and stop
 
 
-def start(session: Session, args: list[str], again: bool) -> int:
+CODE = ("any", "now")
+"""What `code=` may say of runs that other code has made: they count as they are, or they are trained again."""
+
+
+def start(session: Session, args: list[str], again: bool, other_code: str | None = None) -> int:
     """Starts many runs, or with `again` resumes those of `sweep=`; returns the exit code."""
     settings = session.raw.hydra
     if settings.sweeper._target_ != GRID:
@@ -44,13 +49,13 @@ def start(session: Session, args: list[str], again: bool) -> int:
     if session.search is None:
         from vggexp.jobs.grid import Grid
 
-        sweeper = Grid(session, again)
+        sweeper = Grid(session, again, other_code)
     else:
         if find_spec("optuna") is None:
             raise UserError(f"{compose.SEARCH}: Optuna is not installed; pip install 'vggexp[search]'", 1)
         from vggexp.jobs.search import Search
 
-        sweeper = Search(session)
+        sweeper = Search(session, again, other_code)
     launcher.make(session, job.start_in_sweep, session.raw)  # refuses a wrong one before anything is written
     context = launcher.context(session)
     sweeper.setup(hydra_context=context, task_function=job.start_in_sweep, config=session.raw)
@@ -72,8 +77,8 @@ def arguments(name: str, args: list[str]) -> list[str]:
 class Sweep(Sweeper):
     """Trains many configs in one folder, by Hydra's launchers; with `again`, only those that were asked for before."""
 
-    def __init__(self, session: Session, again: bool = False) -> None:
-        self.session, self.again = session, again
+    def __init__(self, session: Session, again: bool = False, other_code: str | None = None) -> None:
+        self.session, self.again, self.other_code = session, again, other_code
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.task = task_function
@@ -95,6 +100,31 @@ class Sweep(Sweeper):
         content = {**manifest.origin(), "arguments": args, "identity": identity, "jobs": jobs}
         with files.writing(folder, f"hydra.sweep.dir={folder}"):
             files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
+
+    def check_code(self, folder: Path, runs: Sequence[Path], cfg: Config) -> None:
+        """Lets no runs of other code stand beside new ones in silence; `code=` says what to do with them."""
+        now = {package.name: package.summary() for package in code.current(cfg.allowed_packages)}
+        others: dict[Path, list[str]] = {}
+        for run in map(read.read, runs):
+            begun = run.status in ("completed", "pruned") or layout.checkpoint(run.folder, layout.LAST).exists()
+            if begun and run.status != "running" and (files := code.changed(run.folder, run.result.get("code"), now)):
+                others[run.folder] = files
+        if not others:
+            return
+        files = list(dict.fromkeys(file for files in others.values() for file in files))
+        names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        text = f"{len(others)} {'was' if len(others) == 1 else 'were'} done by other code ({names} changed)"
+        if self.other_code is None:
+            again = "code=any keeps them, code=now trains them again and puts the old runs aside"
+            raise UserError(f"hydra.sweep.dir={terminal.short(folder)}: {text}; {again}")
+        if self.other_code == "now":
+            for path in others:
+                numbers = (folder / layout.ASIDE / f"{path.relative_to(folder)}-{n}" for n in itertools.count(1))
+                aside = next(place for place in numbers if not place.exists())
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(aside)
+            text += f" and are now in {terminal.short(folder / layout.ASIDE)}"
+        terminal.say(text)
 
     def launch(self, folder: Path, entries: Sequence[Entry]) -> None:
         """Has Hydra's launcher train, as many at once as it does; returns when all have ended."""

@@ -1,10 +1,10 @@
 """What made a run: config, versions, code and machine, kept in `result.json` from its first moment to its last."""
 
+import functools
 import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,49 +16,68 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vggexp.config.schema import Config
+from vggexp.config.schema import REMARKS, Config
 from vggexp.errors import UserError
-from vggexp.runs import layout
+from vggexp.runs import code, layout
 from vggexp.system import files, hardware
 
-PACKAGES = ("vggexp", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "tensorboard")
 
-
-def collect(cfg: Config) -> dict[str, Any]:
+def collect(cfg: Config, experiment: str | None = None) -> dict[str, Any]:
     """What is known of a run before its first step."""
-    versions = {name: next((found.version for found in distributions(name=name)), None) for name in PACKAGES}
     return {
         "status": "running",
         **origin(),
         "seed": cfg.seed,
         "config_hash": cfg.hash(),
-        "config": cfg.model_dump(by_alias=True),
-        "versions": {"python": platform.python_version()} | versions,
-        "git": _git(),
-        "hardware": {"machine": platform.platform(), "cpu": hardware.cpu_name(), "cpu_count": os.cpu_count()},
+        "config": cfg.values(),
+        "tags": cfg.tags,
+        "note": cfg.note,
+        "experiment": experiment,
+        "begins": {"time": now(), "epoch": 0, "batch": 0},
+        "code": {package.name: package.summary() for package in code.current(cfg.allowed_packages)},
+        "versions": versions(),
+        "hardware": hardware.description(),
     }
 
 
 def origin() -> dict[str, Any]:
     """When, where and by which command this process was started."""
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"started": now, "pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv}
+    return {"started": now(), "pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv}
 
 
-def _git() -> dict[str, Any] | None:
-    """The revision of the checkout that the code runs from, and whether it was changed; None outside a checkout."""
-    source = Path(__file__)
+def now() -> str:
+    """The time, as ISO 8601."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(source.parent), *args]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
-    try:
-        if not git("ls-files", str(source)):
-            return None  # installed into a folder of somebody else's repository
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions of Python and of all distributions, in the order of their names."""
+    found = {str(each.name).lower(): each.version for each in distributions() if each.name}
+    return {"python": platform.python_version()} | dict(sorted(found.items()))
+
+
+SEGMENT = ("begins", "host", "command", "code", "versions", "hardware")
+"""What `result.json` says of each segment of a run that was stopped and resumed."""
+
+
+def resumed(content: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, Any]:
+    """The `content` of a run that is resumed: it started when it did, and its earlier segments are not forgotten."""
+    segment = {key: past.get(key) for key in SEGMENT}
+    same = {key: past.get(key) for key in ("started", "experiment")}
+    same |= {key: content[key] or past.get(key) for key in REMARKS}
+    return {**content, **same, "segments": [*past.get("segments", []), segment]}
+
+
+def changes(folder: Path, past: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when a run was last started, in words."""
+    found = []
+    if files := code.changed(folder, past.get("code"), content["code"]):
+        found.append(f"other code ({', '.join(files)} changed): its epochs are not of one kind")
+    old, new = dict(past.get("versions") or {}), content["versions"]
+    if differing := [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]:
+        found.append(f"{', '.join(differing)}: the last bits may differ")
+    return found
 
 
 def claim(folder: Path, content: Mapping[str, Any], key: str) -> None:

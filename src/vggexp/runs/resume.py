@@ -7,13 +7,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vggexp.config import compose
-from vggexp.config.schema import Config, flatten
+from vggexp.config.schema import REMARKS, Config, flatten
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest
 
 EXTENDABLE = "trainer.max_epochs"  # the only key that may change, and only to a larger value
 
-UNCOMPARED = "allowed_packages"
+TRUST = "allowed_packages"
 """Says whom the user trusts, not what the run is; so the run folder's own value does not count."""
 
 
@@ -30,7 +30,7 @@ def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
     for key, value in given.items():
         if isinstance(stored.get(key), dict) and not isinstance(value, dict):
             raise UserError(f"{key}={value}: cannot be chosen again; leave it out, the run has it already")
-    merged = OmegaConf.to_container(OmegaConf.merge({**stored, UNCOMPARED: []}, given))
+    merged = OmegaConf.to_container(OmegaConf.merge({**stored, TRUST: []}, given))
     assert isinstance(merged, dict)
     check_same(merged, stored)
     return compose.validate(merged, Config), past
@@ -40,7 +40,7 @@ def check_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:
     """Refuses two configs that differ in more than the number of epochs, or of which the newer has fewer."""
     new, old = flatten(now), flatten(then)
     for key in {**old, **new}:
-        if key == UNCOMPARED or (key in new and key in old and new[key] == old[key]):
+        if key in (TRUST, *REMARKS) or (key in new and key in old and new[key] == old[key]):
             continue
         if key not in old:
             raise UserError(f"{key}={new[key]}: unknown key; the run has no such key")

@@ -1,12 +1,23 @@
 """What this machine is: its processor, caches, memory and accelerator. torch is loaded only by what asks it."""
 
 import functools
+import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+ISA = ("fma", "avx", "amx", "asimd", "sve", "bf16")
+"""How the names of the instruction sets begin among which ATen, MKL and oneDNN choose."""
+
+CHOICES = (
+    *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
+)
+"""The variables by which a user narrows that choice."""
 
 
 def processor() -> dict[str, str]:
@@ -21,6 +32,14 @@ def processor() -> dict[str, str]:
 def cpu_name() -> str:
     """The model of the processor."""
     return processor().get("model name") or platform.processor() or platform.machine()
+
+
+def description() -> dict[str, Any]:
+    """What a machine says of itself before torch is loaded, as far as numbers and times depend on it."""
+    isa = [flag for flag in processor().get("flags", "").split() if flag.startswith(ISA)]
+    chosen = {name: os.environ[name] for name in CHOICES if name in os.environ}
+    cpu = {"cpu": cpu_name(), "cpu_count": os.cpu_count(), "isa": isa}
+    return {"machine": platform.platform(), **cpu, "environment": chosen}
 
 
 def last_level_cache() -> int:

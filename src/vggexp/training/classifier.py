@@ -50,6 +50,7 @@ class Classifier(L.LightningModule):
         self.label_smoothing, self.test_time_flip = label_smoothing, test_time_flip
         self.max_steps, self.compiled, self.about = max_steps, compiled, about or {}
         self._sums: dict[str, dict[str, Tensor]] = {}
+        self.images: dict[str, int] = {}  # how many each stage has scored
         # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
         more: dict[str, Mapping[str, Spec]] = {"train": {}, "val": metrics, "test": metrics}
         self.scores = nn.ModuleDict({f"{stage}_scores": _scores(specs) for stage, specs in more.items()})
@@ -82,6 +83,8 @@ class Classifier(L.LightningModule):
 
     def _finish(self, stage: str) -> None:
         scores = self._scores_of(stage)
+        count: Tensor = scores["acc"].count  # type: ignore[assignment]
+        self.images[stage] = int(self.trainer.strategy.reduce(count.clone(), reduce_op="sum"))
         values = {f"{stage}/{name}": value for name, value in scores.compute().items()}
         # torchmetrics has made them the same in all processes; unlike a mean, their maximum is never rounded
         self.log_dict(values, sync_dist=True, reduce_fx="max")
@@ -170,7 +173,7 @@ def from_config(cfg: Config, dimensions: Mapping[str, int], classes: Sequence[st
         **cfg.step.model_dump(),
         max_steps=cfg.trainer.max_steps,
         compiled=cfg.trainer.compile is not None,
-        about={"config": cfg.model_dump(by_alias=True), "classes": list(classes), "dimensions": dict(dimensions)},
+        about={"config": cfg.values(), "classes": list(classes), "dimensions": dict(dimensions)},
     )
 
 

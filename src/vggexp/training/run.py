@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Prepared:
     saver: Saver
     logger: Logger | None
     checkpoint: Path | None  # what the run resumes from
+    position: tuple[int, int]  # the epoch and the number of its batches that the checkpoint holds
 
 
 def run(
@@ -55,17 +56,20 @@ def run(
     resume: bool = False,
     signals: Signals | None = None,
     callbacks: Sequence[L.Callback] = (),
+    begun: Callable[[int, int], None] = lambda epoch, batch: None,
 ) -> dict[str, Any]:
     """Trains, tests and logs into `folder`; the same config gives the same numbers on the same machine.
 
     Args:
         resume: continues from the newest checkpoint in `folder`, or starts if there is none yet.
         callbacks: beside the run's own.
+        begun: is told from where training goes on: the epoch, counted from 0, and how many of its batches are done.
 
     Returns:
         The results by name: the scores, each an exact mean over samples; `epochs`, `best_epoch`, `seconds` (all of
-        it), `images_per_second` (training alone), `parameters`, `peak_memory_bytes`, `device`, `precision`. The
-        val/ and test/ scores belong to the best epoch by val/acc; without a validation set, to the last.
+        it), `images_per_second` (training alone), `parameters`, `peak_memory_bytes`, `device`, `precision`,
+        `test_images`. The val/ and test/ scores belong to the best epoch by val/acc; without a validation set, to the
+        last.
 
     Raises:
         Interrupted: by a signal, when everything so far is saved.
@@ -74,6 +78,7 @@ def run(
     signals = signals or Signals()
     try:
         prepared = prepare(cfg, folder, resume, signals, callbacks)
+        begun(*prepared.position)
         fit(prepared)
         result = summarize(prepared)
         if prepared.trainer.is_global_zero:
@@ -98,7 +103,7 @@ def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks
     module = from_config(cfg, data.dimensions, data.classes)
     paths = [layout.checkpoint(folder, name) for name in (layout.LAST, layout.PREVIOUS)]
     checkpoint = io.newest(paths, folder) if resume else None
-    first_step, before = _resumed(checkpoint, cfg)
+    first_step, before, position = _resumed(checkpoint, cfg, type(data).__qualname__)
     exact = precision.resolved(cfg, before)
     if exact is not cfg:
         say(precision.line(exact))
@@ -119,7 +124,7 @@ def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks
     own += inspection.callbacks(cfg, folder, logger)
     trainer = make_trainer(exact, folder, own, [*filter(None, [logger]), CSVLogger(folder, first_step)])
     compile_in_place(module.net, exact, trainer.strategy.root_device)
-    return Prepared(cfg, data, module, trainer, history, throughput, saver, logger, checkpoint)
+    return Prepared(cfg, data, module, trainer, history, throughput, saver, logger, checkpoint, position)
 
 
 def fit(run: Prepared) -> None:
@@ -140,6 +145,7 @@ def summarize(run: Prepared) -> dict[str, Any]:
         "epochs": run.trainer.current_epoch,
         "best_epoch": run.history.best_epoch,
         "steps": run.trainer.global_step,
+        "test_images": run.module.images.get("test"),
         "seconds": run.saver.seconds,
         "images_per_second": run.throughput.images_per_second,
         "parameters": sum(parameter.numel() for parameter in run.module.net.parameters()),
@@ -147,19 +153,24 @@ def summarize(run: Prepared) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": run.trainer.precision,
         "threads": torch.get_num_threads(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def _resumed(path: Path | None, cfg: Config) -> tuple[int, str | None]:
-    """The first step that a resumed run will log, and the precision it had so far; refuses another run's checkpoint."""
+def _resumed(path: Path | None, cfg: Config, data: str) -> tuple[int, str | None, tuple[int, int]]:
+    """The first step that a resumed run will log, the precision it had so far, and its position.
+
+    Refuses another run's checkpoint. `data` is the name under which Lightning has stored the data module's state.
+    """
     if path is None:
-        return 0, None
+        return 0, None, (0, 0)
     content = file.read(path, "resume")
     try:
-        now, then = flatten(cfg.model_dump(by_alias=True)), flatten(content["config"])
+        now, then = flatten(cfg.values()), flatten(content["config"])
         resuming.check_same({key: now[key] for key in now if key in then}, then)  # keys may have been added since
-        return int(content["first_step"]), content.get("precision")
-    except (KeyError, TypeError, AttributeError) as error:
+        epoch, batch = content.get(data, {}).get("position") or (content["epoch"], 0)
+        return int(content["first_step"]), content.get("precision"), (int(epoch), int(batch))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"resume={path}: is not a checkpoint that a run can resume from") from error
     except UserError as error:
         raise UserError(f"resume={path}: belongs to another run: {error}") from None
