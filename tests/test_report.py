@@ -14,7 +14,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from conftest import Run, refusal, vggexp
 from vggexp.commands import report as command
-from vggexp.report import collect, figures
+from vggexp.report import collect, figures, notes
+from vggexp.report import page as pages
 from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
@@ -57,8 +58,14 @@ def report(*folders: Path) -> collect.Report:
     return collect.collect(folders, runs.find(folders))
 
 
+def part(*folders: Path, **choices: Any) -> collect.Part:
+    """The one part of a report."""
+    (only,) = collect.collect(folders, runs.find(folders), collect.Choices(**choices)).parts
+    return only
+
+
 def test_groups_are_means_over_seeds_and_the_best_comes_first(sweep: Sweep) -> None:
-    made = report(sweep())
+    made = part(sweep())
     assert made.axes == ["data.resize", "optimizer.lr"]  # the seed is not an axis
     assert [tuple(group.values.values()) for group in made.groups] == [
         (64, 1e-3), (64, 1e-4), (32, 1e-3), (32, 1e-4)
@@ -70,8 +77,6 @@ def test_groups_are_means_over_seeds_and_the_best_comes_first(sweep: Sweep) -> N
     assert made.best().folder.name == "11"
     best = {(axis, value): group.spread("val/acc").mean for axis, value, group in made.levels()}
     assert best[("data.resize", "64")] == pytest.approx(best[("data.resize", "32")] + 0.16)
-    assert collect.spread([0.5, None]) == (0.5, None)
-    assert collect.spread([]) is None
 
 
 def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_path: Path) -> None:
@@ -93,7 +98,7 @@ def test_runs_in_every_state_are_read_and_nothing_is_changed(sweep: Sweep, tmp_p
         "1": "data.val_size=400: too large",
         "2": next(run.reason for run in made.runs if run.folder.name == "2"),
     }
-    assert made.curves[3] == [{"epoch": 1, "train/loss": 1.5, "step": 0.0}]
+    assert made.parts[0].curves[2] == [{"epoch": 1, "train/loss": 1.5, "step": 0.0}]
     assert command.main([str(folder), f"output={tmp_path / 'out'}"]) == 0
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != layout.LOCK}
     assert after == {path: content for path, content in before.items() if path.name != layout.LOCK}
@@ -109,11 +114,15 @@ def test_jobs_that_have_not_begun_are_waiting(sweep: Sweep) -> None:
 def test_runs_that_are_not_comparable_are_reported(sweep: Sweep) -> None:
     folder = sweep(seeds=(0,))
     assert report(folder).notes == []
-    change(folder / "1", git={"revision": "0123456789", "dirty": True}, threads=64)
-    revisions, threads = report(folder).notes
-    assert revisions.startswith("revisions of the code differ: ")
-    assert "01234567, changed (1 runs)" in revisions
-    assert threads.startswith("numbers of threads differ: ")
+    code = manifest.load(folder / "1", "")["code"]
+    code["vggexp"] |= {"hash": "abcdef" * 10, "revision": "0123456789abcdef", "dirty": True}
+    versions = manifest.load(folder / "1", "")["versions"] | {"python": "3.99", "hydra-core": "9", "ruff": "9"}
+    change(folder / "1", code=code, threads=64, versions=versions)
+    assert [note.partition(": ")[0] for note in report(folder).notes] == [
+        *("numbers of threads differ", "versions of python differ", "versions of hydra-core differ"),
+        "the code of vggexp differs",
+    ]  # fmt: skip
+    assert "0123456789ab, changed to abcdefabcdef (1 run)" in report(folder).notes[-1]
 
 
 def test_the_files_contain_what_the_runs_contain(
@@ -139,7 +148,7 @@ def test_the_files_contain_what_the_runs_contain(
     assert "| 64 | 0.001 | 3 | 0.8800 ± 0.0100 |" in text
     assert r"out of | memory" in text
     drawn = {path.name for path in (folder / "report" / "figures").iterdir()}
-    names = ("curves", "time", "heatmap", "pareto", "parallel")
+    names = ("curves", "time", "heatmap", "pareto", "parallel", "comparison")
     assert drawn == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "val/acc" in (folder / "report" / "figures" / "curves.svg").read_text()
     assert "seconds of training" in (folder / "report" / "figures" / "time.svg").read_text()
@@ -184,6 +193,106 @@ def test_the_command_shows_the_last_sweep(sweep: Sweep, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs" / "older" / "report").exists()
 
 
+def repeated(sweep: Sweep) -> Path:
+    """Five runs of two seeds: four of seed 0 with the same results, one of seed 1."""
+    folder = sweep(resizes=(32,), lrs=(1e-3,), seeds=(0, 0, 0, 0, 1))
+    for n in range(5):
+        change(folder / str(n), **{"val/acc": 0.90 if n < 4 else 0.9156})
+    return folder
+
+
+def test_a_repeated_seed_is_not_another_seed(sweep: Sweep) -> None:
+    folder = repeated(sweep)
+    (group,) = part(folder).groups
+    assert group.text("val/acc") == "0.9078 ± 0.0110"  # over five runs, it would be 0.0070
+    assert group.cell("seeds") == "2"
+    assert report(folder).notes == []
+    change(folder / "2", **{"val/acc": 0.91})
+    (note,) = report(folder).notes
+    assert note == "seeds: seed 0 was repeated with other results: the machine or the code differs"
+
+
+def test_the_best_is_chosen_by_validation_and_shows_its_test_score(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep(resizes=(32,), seeds=(0,))
+    change(folder / "0", **{"val/acc": 0.9, "test/acc": 0.95})
+    change(folder / "1", **{"val/acc": 0.91, "test/acc": 0.89})
+    command.main([str(folder)])
+    assert f"best      {folder / '1'} (val/acc 0.9100, test/acc 0.8900)" in capsys.readouterr().out
+    assert pages.content(report(folder), folder)["parts"][0]["best"] == 1
+    for n in (0, 1):
+        result = manifest.load(folder / str(n), "")
+        manifest.write(folder / str(n), {name: value for name, value in result.items() if not name.startswith("val/")})
+    command.main([str(folder)])
+    assert "(test/acc 0.9500; chosen on the test set, for there is no validation set)" in capsys.readouterr().out
+
+
+def test_groups_are_compared_with_the_best_and_with_a_baseline(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep(resizes=(32,), lrs=(1e-4, 1e-3, 1e-2), seeds=(0, 1, 2))
+    for n in range(9):
+        lr, seed = divmod(n, 3)
+        score = [0.8, 0.85, 0.851][lr] + [0, 0.01, 0.021][seed] + n % 2 / 500
+        change(folder / str(n), **{"test/acc": score, "val/acc": score + (0.01 if lr == 1 else 0)})
+    best, baseline = part(folder, against="optimizer.lr=0.0001").comparisons
+    assert best.metric == "test/acc"
+    assert best.reference.values == {"optimizer.lr": 1e-3}  # by val/acc, though lr 0.01 has the better test/acc
+    found = {group.values["optimizer.lr"]: difference for group, difference in best.rows}
+    assert not found[1e-2].separated
+    assert found[1e-4].separated
+    assert found[1e-4].paired
+    assert found[1e-4].interval.high < 0
+    assert found[1e-2].needed > 3
+    assert [group.values["optimizer.lr"] for group, _ in baseline.rows] == [1e-2, 1e-3]
+    command.main([str(folder), "against=optimizer.lr=0.0001"])
+    out = capsys.readouterr().out
+    assert "test/acc, compared with lr 0.001" in out
+    assert "test/acc, compared with lr 0.0001" in out
+    assert "not separated" in out
+    assert "| lr 0.01 | +0.00" in (folder / "report" / "report.md").read_text()
+    for wrong in ("optimizer.lr=5", "data.resize=32", "optimizer.lr=0.0001 seed=0"):
+        assert refusal(lambda wrong=wrong: command.main([str(folder), f"against={wrong}"]))
+
+
+def test_a_single_seed_shows_the_interval_of_the_test_set(sweep: Sweep) -> None:
+    folder = sweep(resizes=(32,), lrs=(1e-3,), seeds=(0,))
+    change(folder / "0", **{"test/acc": 0.9, "test_images": 10_000})
+    (group,) = part(folder).groups
+    assert group.text("test/acc") == "0.9000 [0.8940, 0.9057]"
+
+
+def test_runs_of_different_kinds_have_tables_of_their_own(sweep: Sweep, tmp_path: Path) -> None:
+    one, other = sweep("outputs/one"), sweep("outputs/other", resizes=(64,), lrs=(1e-3, 1e-2))
+    for folder in (one, other):
+        for run in runs.find([folder]):
+            change(run.folder, experiment=folder.name)
+    for n in range(6):
+        result = manifest.load(other / str(n), "")
+        result["config"]["data"]["val_size"] = 10 + n // 3
+        manifest.write(other / str(n), result)
+    both = report(tmp_path / "outputs").parts
+    assert [(each.title, each.axes) for each in both] == [
+        ("one", ["data.resize", "optimizer.lr"]),
+        ("other", ["data.val_size", "optimizer.lr"]),  # the first does not widen the other table
+    ]
+    assert len(part(tmp_path / "outputs", group=["none"]).runs) == 18
+    by_resize = collect.collect([one], runs.find([one]), collect.Choices(group=["data.resize"])).parts
+    assert [each.title for each in by_resize] == ["32", "64"]
+    assert refusal(lambda: part(one, group=["foo"])) == "group=foo: no run has that"
+
+
+def test_a_report_can_be_narrowed_and_ordered(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep()
+    columns = "columns=optimizer.lr,seeds,status,val/acc"
+    command.main([str(folder), "where=data.resize=32", "sort=-optimizer.lr", columns])
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" 0.0")]
+    assert [row[:3] for row in table] == [["0.001", "3", "completed"], ["0.0001", "3", "completed"]]
+    for wrong in ("where=data.resize=99", "where=foo", "where=foo=1", "sort=foo", "columns=foo", "where=val/acc>x"):
+        assert wrong.partition("=")[0] in refusal(lambda wrong=wrong: command.main([str(folder), wrong]))
+
+
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
@@ -220,7 +329,7 @@ def column(page: Page, name: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_page_requests_nothing_and_reports_no_errors(page: Page) -> None:
-    for select in page.locator("select").all():
+    for select in page.locator("select:visible").all():
         for option in select.locator("option").all():
             select.select_option(option.get_attribute("value"))
         select.select_option(index=0)
@@ -239,20 +348,20 @@ def test_the_table_sorts_by_mouse_and_keyboard(page: Page) -> None:
     shown = [text for text in column(page, "val/acc") if text != "–"]
     assert shown == sorted(shown, reverse=True)
     assert page.locator("#table th[aria-sort=descending]").count() == 1
-    button = page.locator("#table").get_by_role("button", name="data.resize", exact=True)
+    button = page.locator("#table").get_by_role("button", name="resize", exact=True)
     button.focus()
     page.keyboard.press("Enter")
-    assert column(page, "data.resize") == ["64"] * 6 + ["32"] * 6
+    assert column(page, "resize") == ["64"] * 6 + ["32"] * 6
     page.keyboard.press("Enter")  # the focus has not moved
-    assert column(page, "data.resize") == ["32"] * 6 + ["64"] * 6
+    assert column(page, "resize") == ["32"] * 6 + ["64"] * 6
 
 
 @pytest.mark.slow
 def test_a_filter_narrows_table_and_charts(page: Page) -> None:
-    assert page.locator("#curves .scatterlayer .trace").count() == 12
+    assert page.locator("#curves .scatterlayer .trace").count() == 3 * 4  # four groups: a mean and the edges of a band
     page.get_by_label("Filter", exact=True).fill("resize=64 lr=0.001")
     expect(page.locator("#table tbody tr")).to_have_count(3)
-    assert column(page, "optimizer.lr") == ["0.001"] * 3
+    assert column(page, "lr") == ["0.001"] * 3
     assert page.locator("#curves .scatterlayer .trace").count() == 3
     assert page.locator("#shown").inner_text() == "3 of 12 runs"
     page.get_by_role("button", name="Show all").click()
@@ -272,7 +381,7 @@ def test_hovering_a_curve_names_its_run(page: Page) -> None:
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_selector("#curves .hoverlayer .hovertext")
     text = page.locator("#curves .hoverlayer").text_content() or ""
-    assert "resize=" in text
+    assert "resize 64, lr 0.001 (3 seeds)" in text
     assert "epoch" in text
 
 
@@ -293,6 +402,68 @@ def test_curves_can_be_drawn_against_training_time(page: Page, trained: Run) -> 
     logged = [epoch["train_seconds"] for epoch in runs.epochs(trained.folder)]
     assert shown == pytest.approx(logged, rel=1e-5)
     assert page.locator("#curves .xtitle").text_content() == "seconds of training"
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_terminal_says(page: Page, made: Path) -> None:
+    shown = part(made.parents[1])
+    assert page.locator("#machines").inner_text() == f"Trained on {notes.machine(shown.runs[0])}."
+    cards = page.locator(".card").all_inner_texts()
+    assert cards[0].startswith("best by val/acc\n0.8900\ntest/acc ")
+    assert not [text for text in cards if text.startswith("best test/acc")]
+    rows = page.locator("#groups tbody tr").all_inner_texts()
+    assert [row.split("\t")[3] for row in rows] == [group.text("val/acc") for group in shown.groups]
+    (comparison,) = shown.comparisons
+    told = [row.split("\t") for row in page.locator("#comparisons tbody tr").all_inner_texts()]
+    assert told == comparison.texts()
+    drawn = page.evaluate("document.getElementById('comparison').data[0]")
+    assert drawn["y"] == [group.label() for group, _ in comparison.rows]
+    assert drawn["x"] == pytest.approx([difference.mean for _, difference in comparison.rows])
+    band = shown.groups[0].band("epoch", "val/acc")
+    mean = page.evaluate("document.getElementById('curves').data.at(-1).y")
+    assert mean == pytest.approx([point[1] for point in band], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_no_column_is_cut_and_names_are_a_readers(page: Page) -> None:
+    for table in ("groups", "table", "comparisons"):
+        box = f"document.getElementById('{table}').parentElement"
+        assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth"), table
+    header = page.locator("#table thead th").all_inner_texts()
+    assert {"resize", "lr", "images/s", "memory (GiB)", "time (s)"} <= set(header)
+    assert column(page, "memory (GiB)")[0].count(".") == 1
+
+
+@pytest.mark.slow
+def test_equal_values_do_not_span_all_colors(browser: Browser, sweep: Sweep) -> None:
+    folder = sweep()
+    for n in range(12):
+        change(folder / str(n), **{"val/acc": 0.9})
+    command.main([str(folder)])
+    opened = browser.new_page()
+    opened.goto((folder / "report" / "report.html").as_uri())
+    opened.wait_for_selector("#curves .scatterlayer")
+    drawn = opened.evaluate("(d => [d.zmin, d.zmax])(document.getElementById('heatmap').data[0])")
+    opened.close()
+    assert drawn == pytest.approx([0.891, 0.909])
+
+
+@pytest.mark.slow
+def test_each_part_has_its_charts(browser: Browser, sweep: Sweep, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        for run in runs.find([sweep(f"outputs/{name}", seeds=(0,) if name == "other" else (0, 1))]):
+            change(run.folder, experiment=name)
+    command.main([str(tmp_path / "outputs")])
+    opened = browser.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto((tmp_path / "outputs" / "report" / "report.html").as_uri())
+    expect(opened.locator("#table tbody tr")).to_have_count(8)
+    opened.locator("#part").select_option("1")
+    expect(opened.locator("#table tbody tr")).to_have_count(4)
+    expect(opened.locator("#curves .scatterlayer .trace")).to_have_count(4)
+    opened.close()
+    assert errors == []
 
 
 @pytest.mark.slow
@@ -318,5 +489,5 @@ def test_the_page_fits_a_phone_and_paper(page: Page) -> None:
 
 
 def test_a_legend_shows_names_that_begin_with_an_underscore() -> None:
-    group = collect.Group({"model._target_": "nets.A", "seed": 1}, [])
-    assert figures.label(group) == "target nets.A, seed 1"
+    group = collect.Group({"model._target_": "nets.A", "seed": 1}, [], [])
+    assert group.label() == "target nets.A, seed 1"

@@ -1,6 +1,6 @@
 """What can I run? `vggexp NAME ARGS`, or `python -m vggexp NAME ARGS`; each command parses, calls and prints.
 
-- `train`, `report`, `tensorboard`, `summary`, `evaluate`, `predict`, `export`, `data`: the commands
+- `train`, `runs`, `report`, `tensorboard`, `summary`, `evaluate`, `predict`, `export`, `data`: the commands
 - `options`: what they share: KEY=VALUE arguments
 """
 
@@ -15,6 +15,7 @@ from vggexp.system.signals import Interrupted
 
 COMMANDS = {
     "train": "train a network, or with -m every combination of values, or search among them",
+    "runs": "list, compare, mark and remove runs",
     "report": "compare runs: tables, a page for the browser, figures",
     "tensorboard": "open TensorBoard, with runs named by what sets them apart",
     "summary": "show what networks cost: shapes, parameters, multiply-accumulates, memory, time",

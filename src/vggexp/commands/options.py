@@ -1,9 +1,10 @@
 """What the commands share: KEY=VALUE arguments."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from vggexp.config import compose
 from vggexp.config.messages import nearest
@@ -16,7 +17,16 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Words = Annotated[tuple[str, ...], BeforeValidator(lambda text: tuple(filter(None, text.split(","))))]
+"""Several, with commas between them."""
+
 T = TypeVar("T", bound=Options)
+
+
+def folders(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The folders among the arguments, and the others."""
+    named = [arg for arg in args if "=" not in arg or Path(arg).exists()]
+    return named, [arg for arg in args if arg not in named]
 
 
 def take(key: str, args: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -31,8 +31,8 @@ class Port(options.Options):
 
 def main(args: list[str]) -> int:
     """Returns the exit code, when TensorBoard has been stopped."""
-    named = [arg for arg in args if "=" not in arg or Path(arg).exists()]
-    given, _ = options.parse(Port, [arg for arg in args if arg not in named])
+    named, others = options.folders(args)
+    given, _ = options.parse(Port, others)
     places = select.places(named, [paths.outputs()])
     with tempfile.TemporaryDirectory(prefix="vggexp-tensorboard-") as folder:
         names.link(places, Path(folder))

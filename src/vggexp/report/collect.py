@@ -1,17 +1,20 @@
 """From runs to what a report shows of them."""
 
 import shlex
-import statistics
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from vggexp.config.schema import flatten
-from vggexp.runs import layout, metrics
+from vggexp.errors import UserError
+from vggexp.report import notes, statistics
+from vggexp.report.statistics import Difference, Spread
+from vggexp.runs import layout, metrics, query
 from vggexp.runs import read as runs
+from vggexp.runs.query import number_first
 from vggexp.runs.read import Run
 from vggexp.system import terminal
 
@@ -19,15 +22,12 @@ SEED = "seed"
 COLUMNS = (*metrics.COMPARED, "seconds")  # the results in tables of groups
 
 CURVES = (*metrics.SCORES, "images_per_second")
-PROGRESS = {"epoch": "epoch", "train_seconds": "seconds of training"}
-"""How far training is: what curves are drawn against, with the axis's title."""
+PROGRESS = ("epoch", "train_seconds")
+"""How far training is: what curves are drawn against."""
 
 
-class Spread(NamedTuple):
-    """One result over some runs."""
-
-    mean: float
-    deviation: float | None  # the sample standard deviation; None of a single run
+Curve = list[dict[str, float]]
+"""What a run logged at the end of each epoch."""
 
 
 class Group(NamedTuple):
@@ -35,51 +35,120 @@ class Group(NamedTuple):
 
     values: dict[str, Any]  # what sets the group apart, by axis
     runs: list[Run]
+    curves: list[Curve]  # of the runs
+
+    def sample(self, name: str) -> dict[Any, float]:
+        """A result of the completed runs by seed; a seed that was repeated counts once."""
+        pairs = [(run.config.get(SEED), run.score(name)) for run in self.runs]
+        return statistics.by_seed((seed, value) for seed, value in pairs if value is not None)
 
     def spread(self, name: str) -> Spread | None:
-        """A result over the completed runs; None if there is none."""
-        return spread([run.score(name) for run in self.runs])
+        """A result over seeds; None if there is none."""
+        return statistics.spread(list(self.sample(name).values()))
+
+    def label(self) -> str:
+        """What sets the group apart, in words."""
+        names = [axis.rpartition(".")[2].strip("_") for axis in self.values]  # matplotlib hides what begins with a _
+        values = map(runs.text, self.values.values())
+        return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) or "all"
+
+    def band(self, against: str, name: str) -> list[tuple[float, float, float]]:
+        """The mean curve: what it is drawn against, the mean and the standard deviation over seeds, by epoch."""
+        seeds = [run.config.get(SEED) for run in self.runs]
+        points = []
+        for rows in zip_longest(*self.curves, fillvalue={}):
+            spreads = []
+            for key in (against, name):
+                pairs = [(seed, row.get(key)) for seed, row in zip(seeds, rows, strict=True)]
+                sample = statistics.by_seed((seed, value) for seed, value in pairs if value is not None)
+                spreads.append(statistics.spread(list(sample.values())))
+            if (x := spreads[0]) is not None and (y := spreads[1]) is not None:
+                points.append((x.mean, y.mean, y.deviation or 0.0))
+        return points
 
     def best(self, name: str) -> Run | None:
         """The completed run with the best result."""
         return metrics.best(self.runs, lambda run: run.score(name), name)
 
+    def seeds(self) -> int:
+        """How many seeds have completed."""
+        return len({run.config.get(SEED) for run in self.runs if run.status == "completed"})
+
+    def repeated(self) -> list[str]:
+        """The seeds that were trained twice with different results, which the config alone does not explain."""
+        results: dict[str, set[tuple[float | None, ...]]] = {}
+        for run in self.runs:
+            if run.status == "completed":
+                results.setdefault(str(run.config.get(SEED)), set()).add(tuple(map(run.score, metrics.COMPARED)))
+        return [seed for seed, different in results.items() if len(different) > 1]
+
     def text(self, name: str) -> str:
-        """A result as it is printed."""
+        """A result as it is printed: the mean and the standard deviation; of one seed, the test set's interval."""
         if (found := self.spread(name)) is None:
             return metrics.text(name, None)
+        images = next((run.number("test_images") for run in self.runs if run.number("test_images")), None)
+        if found.deviation is None and name == "test/acc" and images and 0 <= found.mean <= 1:
+            interval = statistics.binomial(found.mean, int(images))
+            return f"{metrics.text(name, found.mean)} [{', '.join(metrics.text(name, end) for end in interval)}]"
         parts = (found.mean,) if found.deviation is None else (found.mean, found.deviation)
         return " ± ".join(metrics.text(name, part) for part in parts)
 
-    def row(self) -> list[str]:
-        """The axes' values, the number of runs and the results of COLUMNS."""
-        return [*map(runs.text, self.values.values()), str(len(self.runs)), *map(self.text, COLUMNS)]
+    def cell(self, column: str) -> str:
+        """What a column of a table of groups says."""
+        if column == "seeds":
+            return str(self.seeds())
+        if column in self.values:
+            return runs.text(self.values[column])
+        if column in metrics.METRICS or self.spread(column):
+            return self.text(column)
+        return ", ".join(dict.fromkeys(str(query.value(run, column)) for run in self.runs))
 
 
-class Report(NamedTuple):
-    """Runs, and what a report says about them."""
+DIFFERENCES = ["group", "difference", f"{statistics.LEVEL:.0%} interval", "by seed", "seeds needed", ""]
+"""The columns of a table of differences."""
 
-    title: str
+
+class Comparison(NamedTuple):
+    """How groups differ from one of them, over seeds."""
+
+    metric: str
+    reference: Group
+    rows: list[tuple[Group, Difference]]  # the largest first
+
+    def texts(self) -> list[list[str]]:
+        """The rows as they are printed, see DIFFERENCES."""
+        texts = []
+        for group, found in self.rows:
+            row = [group.label(), metrics.text(self.metric, found.mean, "+")]
+            if found.interval is None:
+                texts.append([*row, "–", "–", "–", "a single seed"])
+                continue
+            interval = ", ".join(metrics.text(self.metric, end, "+") for end in found.interval)
+            needed = "–" if found.needed is None else str(found.needed)
+            says = "separated" if found.separated else "not separated"
+            texts.append([*row, f"[{interval}]", "yes" if found.paired else "no", needed, says])
+        return texts
+
+
+class Part(NamedTuple):
+    """Runs that belong side by side, and what can be said of them."""
+
+    title: str  # what they have in common that other parts have not
     runs: list[Run]
     axes: list[str]  # the keys that vary, without the seed
     objective: str  # val/acc, or test/acc where nothing was validated
     groups: list[Group]  # the best first
-    curves: list[list[dict[str, float]]]  # what each run logged at the end of each epoch
-    machines: list[str]  # what the completed runs were trained on
-    notes: list[str]  # what a reader should know before comparing
-    differences: list[tuple[str, str, str]]  # where there are two runs: key, value, other value
+    columns: list[str]  # of the table of groups
+    curves: list[Curve]  # of the runs
+    comparisons: list[Comparison]  # with the best group, and with the one that `against=` names
 
-    def header(self) -> list[str]:
-        """The columns of a table of groups, see `Group.row`."""
-        return [*self.axes, "runs", *COLUMNS]
+    def rows(self) -> list[list[str]]:
+        """The table of groups."""
+        return [[group.cell(column) for column in self.columns] for group in self.groups]
 
     def best(self) -> Run | None:
         """The completed run that is best by the objective."""
-        return Group({}, self.runs).best(self.objective)
-
-    def failures(self) -> list[Run]:
-        """The runs that ended without completing."""
-        return [run for run in self.runs if run.status in ("failed", "unreadable", "interrupted")]
+        return Group({}, self.runs, self.curves).best(self.objective)
 
     def levels(self) -> list[tuple[str, str, Group]]:
         """Each axis, each of its values, and the runs that have it."""
@@ -87,9 +156,10 @@ class Report(NamedTuple):
         for axis in self.axes:
             having: dict[str, list[Run]] = {}
             for run in self.runs:
-                if config := run.config:
-                    having.setdefault(runs.text(config.get(axis)), []).append(run)
-            levels += [(axis, value, Group({axis: value}, having[value])) for value in sorted(having, key=number_first)]
+                having.setdefault(runs.text(run.config.get(axis)), []).append(run)
+            levels += [
+                (axis, value, Group({axis: value}, having[value], [])) for value in sorted(having, key=number_first)
+            ]
         return levels
 
     def pair(self) -> tuple[str, str] | None:
@@ -99,44 +169,120 @@ class Report(NamedTuple):
         return (chosen[0], chosen[1]) if len(chosen) > 1 else None
 
 
-def spread(values: Sequence[float | None]) -> Spread | None:
-    """The spread of the numbers among some values."""
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return None
-    return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
+class Report(NamedTuple):
+    """Runs, and what a report says about them."""
+
+    title: str
+    runs: list[Run]
+    parts: list[Part]
+    machines: list[str]  # what the completed runs were trained on
+    notes: list[str]  # what a reader should know before comparing
+    differences: list[tuple[str, str, str]]  # where there are two runs: key, value, other value
+
+    def failures(self) -> list[Run]:
+        """The runs that ended without completing."""
+        return [run for run in self.runs if run.status in ("failed", "unreadable", "interrupted")]
 
 
-def number_first(text: str) -> tuple[int, float, str]:
-    """A key that sorts numbers by their value, and other texts after them."""
-    try:
-        return 0, float(text), ""
-    except ValueError:
-        return 1, 0.0, text
+class Choices(NamedTuple):
+    """What a user chooses of a report; None is the default."""
+
+    group: Sequence[str] | None = None  # what the runs of a part have in common
+    columns: Sequence[str] | None = None
+    sort: str | None = None
+    against: str | None = None  # the conditions that the baseline of a comparison meets
 
 
-def collect(places: Sequence[Path], found: Sequence[Run]) -> Report:
+DEFAULTS = Choices()
+PARTS = {"experiment": "experiment", "data": "data._target_", "model": "model._target_"}
+"""What the runs of a part have in common, unless they are all of one sweep: it was started to compare them."""
+
+
+def collect(places: Sequence[Path], found: Sequence[Run], choices: Choices = DEFAULTS) -> Report:
     """Puts runs side by side."""
-    axes = [key for key in runs.varied([run.config for run in found if run.config]) if key != SEED]
-    validated = any(run.number(metrics.OBJECTIVE) is not None for run in found)
-    objective = metrics.OBJECTIVE if validated else metrics.WITHOUT_VALIDATION
-    by_values: dict[tuple[str, ...], Group] = {}
-    for run in found:
-        if config := run.config:
-            values = {axis: config.get(axis) for axis in axes}
-            by_values.setdefault(tuple(map(str, values.values())), Group(values, [])).runs.append(run)
-    groups = sorted(by_values.values(), key=lambda group: -(score.mean if (score := group.spread(objective)) else -1.0))
+    readable = [run for run in found if run.config]
+    together = len(places) == 1 and runs.is_sweep(places[0])
+    common = [PARTS.get(name, name) for name in (choices.group or ([] if together else PARTS)) if name != "none"]
+    for name in [name for name in choices.group or () if name not in (*PARTS, "none")]:
+        query.check(readable, "group", name)
+    keys = {key: {str(query.value(run, key)) for run in readable} for key in common}
+    by_title: dict[str, list[Run]] = {}
+    for run in readable:
+        values = [str(query.value(run, key) or f"no {key}") for key in common if len(keys[key]) > 1]
+        by_title.setdefault(", ".join(value.removeprefix("vggexp.") for value in values), []).append(run)
+    against = {run.folder for run in query.select(readable, choices.against)} if choices.against else set()
+    parts = [_part(title, together, choices, against) for title, together in by_title.items()]
+    if against and not any(len(part.comparisons) > 1 for part in parts):
+        raise UserError(f"against={choices.against}: is no group with results that has others beside it")
+    completed = [run for run in found if run.status == "completed"]
     return Report(
         title=", ".join(terminal.short(place.resolve()) for place in places),
         runs=list(found),
+        parts=parts,
+        machines=list(dict.fromkeys(map(notes.machine, completed))),
+        notes=[*notes.of_runs(completed), *filter(None, (_repeated(group) for part in parts for group in part.groups))],
+        differences=notes.differences(*found) if len(found) == 2 else [],
+    )
+
+
+def _repeated(group: Group) -> str:
+    """A note of seeds that were repeated with other results; empty where there is none."""
+    if not (seeds := group.repeated()):
+        return ""
+    where = ", ".join(f"{key} {runs.text(value)}" for key, value in group.values.items())
+    return (
+        f"{where or 'seeds'}: seed {', '.join(seeds)} was repeated with other results: the machine or the code differs"
+    )
+
+
+def _part(title: str, found: list[Run], choices: Choices, against: set[Path]) -> Part:
+    axes = [key for key in runs.varied([run.config for run in found]) if key != SEED]
+    validated = any(run.number(metrics.OBJECTIVE) is not None for run in found)
+    objective = metrics.OBJECTIVE if validated else metrics.WITHOUT_VALIDATION
+    by_values: dict[tuple[str, ...], Group] = {}
+    found = query.sort(found, choices.sort) if choices.sort else found
+    curves = [runs.epochs(run.folder) for run in found]
+    for run, curve in zip(found, curves, strict=True):
+        values = {axis: run.config.get(axis) for axis in axes}
+        group = by_values.setdefault(tuple(map(str, values.values())), Group(values, [], []))
+        group.runs.append(run)
+        group.curves.append(curve)
+    groups = list(by_values.values())
+    ranked = sorted(groups, key=lambda group: -(score.mean if (score := group.spread(objective)) else -1.0))
+    for column in choices.columns or ():
+        if column != "seeds":
+            query.check(found, "columns", column)
+    return Part(
+        title=title,
+        runs=found,
         axes=axes,
         objective=objective,
-        groups=groups,
-        curves=[runs.epochs(run.folder) for run in found],
-        machines=list(dict.fromkeys(_machine(run) for run in found if run.status == "completed")),
-        notes=_notes(found),
-        differences=_differences(found) if len(found) == 2 else [],
+        groups=groups if choices.sort else ranked,
+        columns=list(choices.columns or [*axes, "seeds", *COLUMNS]),
+        curves=curves,
+        comparisons=_comparisons(ranked, objective, against),
     )
+
+
+def _comparisons(ranked: Sequence[Group], objective: str, against: set[Path]) -> list[Comparison]:
+    """By test/acc, on which the choice of the best does not depend; by val/acc where nothing was tested.
+
+    `against` holds the folders of the baseline's runs.
+    """
+    name = metrics.WITHOUT_VALIDATION
+    scored = [group for group in ranked if group.sample(name)]
+    if not scored:
+        name, scored = objective, [group for group in ranked if group.sample(objective)]
+    named = [group for group in scored if against.issuperset(run.folder for run in group.runs)]
+    if len(named) > 1:
+        raise UserError(f"against: holds for {len(named)} groups; name more of the values of one")
+    made = []
+    for reference in [*scored[:1], *named] if len(scored) > 1 else []:
+        others = [group for group in scored if group is not reference]
+        found = statistics.compare(reference.sample(name), [group.sample(name) for group in others])
+        rows = sorted(zip(others, found, strict=True), key=lambda row: -row[1].mean)
+        made.append(Comparison(name, reference, rows))
+    return made
 
 
 def command(run: Run) -> str:
@@ -147,39 +293,3 @@ def command(run: Run) -> str:
         return shlex.join(["vggexp", "train", *flags, *map(str, overrides)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError):
         return ""
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    """What a run's result says, under keys joined by dots, and its revision as it is printed."""
-    facts = flatten(run.result)
-    revision = str(facts.get("git.revision"))[:8] + (", changed" if facts.get("git.dirty") else "")
-    return facts | {"revision": revision if "git.revision" in facts else "no checkout"}
-
-
-def _machine(run: Run) -> str:
-    """The processor or GPU, the threads and the precision."""
-    facts = _facts(run)
-    device = facts.get("hardware.cpu") if facts.get("device") == "cpu" else facts.get("device")
-    return f"{device}, {facts.get('threads')} threads, {facts.get('precision')}"
-
-
-NOTED = {"versions of vggexp": "versions.vggexp", "versions of torch": "versions.torch"}
-NOTED |= {"revisions of the code": "revision", "processors": "hardware.cpu", "numbers of threads": "threads"}
-"""What runs should have in common to be compared; a report notes where they do not."""
-
-
-def _notes(found: Sequence[Run]) -> list[str]:
-    notes = []
-    for name, key in NOTED.items():
-        known = [str(_facts(run).get(key)) for run in found if run.status == "completed"]
-        if len(counts := {text: known.count(text) for text in known}) > 1:
-            notes.append(f"{name} differ: {'; '.join(f'{text} ({count} runs)' for text, count in counts.items())}")
-    return notes
-
-
-def _differences(found: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """Where two runs differ in config, versions, source and machine."""
-    parts = ("config.", "versions.", "git.", "hardware.", "status", "device", "precision", "threads")
-    one, other = ({k: runs.text(value) for k, value in _facts(run).items() if k.startswith(parts)} for run in found)
-    keys = dict.fromkeys([*one, *other])
-    return [(key, one.get(key, "–"), other.get(key, "–")) for key in keys if one.get(key) != other.get(key)]

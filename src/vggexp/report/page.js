@@ -1,5 +1,6 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+const everything = JSON.parse(document.getElementById("data").textContent);
+let data = everything; // with the part that is shown: runs, groups, axes and what else belongs to it
 const byId = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const SCALE = "Cividis";
@@ -13,11 +14,13 @@ function make(tag, text, name) {
   return element;
 }
 
+const inUnit = (value, name) => value / (data.metrics[name]?.unit ?? 1);
+const title = (name) => data.metrics[name]?.label ?? name;
+
 function show(value, name) {
   if (value === null || value === undefined) return "–";
-  if (/memory/.test(name)) return (value / 2 ** 30).toFixed(2) + " GiB";
   const digits = data.metrics[name]?.digits;
-  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits ?? (value < 100 ? 1 : 0) });
+  return inUnit(value, name).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits ?? (value < 100 ? 1 : 0) });
 }
 
 const nearestName = (axis) => axis.split(".").pop();
@@ -35,24 +38,21 @@ function compare(a, b) {
 const levels = (axis, runs) => [...new Set(runs.map((run) => run.values[axis]).filter((v) => v !== undefined))].sort(compare);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-function deviation(values) {
-  if (values.length < 2) return null;
-  const middle = mean(values);
-  return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
+// one value for each seed; a repetition counts once
+function bySeed(runs, name) {
+  const found = new Map();
+  for (const run of runs) {
+    const value = score(run, name);
+    if (value !== null && value !== undefined) found.set(run.values.seed, (found.get(run.values.seed) ?? new Set()).add(value));
+  }
+  return [...found.values()].map((values) => mean([...values]));
 }
 
 // ---------------------------------------------------------------- what is shown
 
-for (const run of data.runs) {
-  run.group = data.axes.filter((axis) => axis !== "seed").map((axis) => run.values[axis]).join("\u0000");
-  run.words = [run.name, run.status, run.reason, ...Object.entries(run.values).map(([k, v]) => `${k}=${v}`)].join(" ").toLowerCase();
-}
-const groups = new Map();
-for (const run of data.runs) groups.set(run.group, [...(groups.get(run.group) ?? []), run]);
-const scores = (runs, name) => runs.map((run) => score(run, name)).filter((value) => value !== null && value !== undefined);
-const worth = (group) => (scores(groups.get(group), data.objective).length ? mean(scores(groups.get(group), data.objective)) : -1);
-const bestFirst = [...groups.keys()].sort((a, b) => worth(b) - worth(a));
-const color = (run) => COLORS[bestFirst.indexOf(run.group)] ?? css("--quiet");
+const color = (group) => COLORS[group] ?? css("--quiet");
+const groupsOf = (runs) => [...new Set(runs.map((run) => run.group))].sort((a, b) => a - b);
+const isWhole = (group, runs) => runs.filter((run) => run.group === group).length === data.runs.filter((run) => run.group === group).length;
 
 function shown() {
   const words = byId("words").value.toLowerCase().split(/\s+/).filter(Boolean), status = byId("status").value;
@@ -85,30 +85,61 @@ function draw(id, traces, how) {
   Plotly.react(place, traces, how, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
 }
 
+// a group of several seeds as its mean with a band of one standard deviation; of a group that is filtered, its runs
 function drawCurves(runs) {
-  const x = byId("curves-x").value, y = byId("curves-y").value, title = data.progress[x];
-  const traces = runs.filter((run) => run.curve[x] && run.curve[y]).reverse().map((run) => ({
-    type: "scatter", mode: run.curve.epoch.length > 20 ? "lines" : "lines+markers", x: run.curve[x], y: run.curve[y],
-    line: { color: color(run), width: 1.6 }, marker: { size: 5 }, opacity: 0.85, name: label(run),
-    hovertemplate: `${label(run)}<br>${title} %{x:.4~g}<br>${y} %{y:.4f}<extra></extra>`,
-  }));
+  const x = byId("curves-x").value, y = byId("curves-y").value;
+  const line = (xs, ys, group, name, more) => ({
+    type: "scatter", mode: xs.length > 20 ? "lines" : "lines+markers", x: xs, y: ys, line: { color: color(group), width: 1.6 },
+    marker: { size: 5 }, opacity: 0.85, name, hovertemplate: `${name}<br>${title(x)} %{x:.4~g}<br>${title(y)} %{y:.4f}<extra></extra>`, ...more,
+  });
+  const traces = groupsOf(runs).reverse().flatMap((group) => {
+    const band = data.groups[group].bands[`${x} ${y}`];
+    if (!band?.length || !isWhole(group, runs)) {
+      return runs.filter((run) => run.group === group && run.curve[x] && run.curve[y]).map((run) => line(run.curve[x], run.curve[y], group, label(run)));
+    }
+    const [xs, means, deviations] = [0, 1, 2].map((n) => band.map((point) => point[n]));
+    const name = `${data.groups[group].label} (${data.groups[group].seeds} seeds)`;
+    const edges = { mode: "lines", line: { width: 0 }, hoverinfo: "skip", hovertemplate: undefined };
+    return [
+      line(xs, means.map((value, n) => value - deviations[n]), group, name, edges),
+      line(xs, means.map((value, n) => value + deviations[n]), group, name, { ...edges, fill: "tonexty", fillcolor: `${color(group)}26` }),
+      line(xs, means, group, name),
+    ];
+  });
   const longest = Math.max(...runs.map((run) => run.curve.epoch?.length ?? 0));
   const axis = x === "epoch" ? { dtick: longest <= 12 ? 1 : undefined } : { type: "log" };
-  draw("curves", traces, layout(title, y, { xaxis: { ...layout(title).xaxis, ...axis } }));
+  draw("curves", traces, layout(title(x), title(y), { xaxis: { ...layout(title(x)).xaxis, ...axis } }));
+}
+
+function drawComparison() {
+  const found = data.comparisons[Number(byId("comparison-to").value || 0)];
+  byId("compared").hidden = !found;
+  if (!found) return;
+  const rows = found.differences, names = found.texts.map((row) => row[0]);
+  draw("comparison", [{
+    type: "scatter", mode: "markers", x: rows.map((row) => row[0]), y: names, text: found.texts.map((row) => row.slice(1).join(", ")),
+    marker: { size: 8, color: rows.map((row) => (row.length > 1 && (row[1] > 0 || row[2] < 0) ? COLORS[0] : css("--quiet"))) },
+    error_x: { type: "data", symmetric: false, array: rows.map((row) => (row[2] ?? row[0]) - row[0]), arrayminus: rows.map((row) => row[0] - (row[1] ?? row[0])), color: css("--quiet") },
+    hovertemplate: "%{y}<br>%{text}<extra></extra>",
+  }], layout(`${found.metric} above ${found.reference}`, "", { yaxis: { ...layout("").yaxis, autorange: "reversed", type: "category" } }));
+  fill("comparisons", found.header.map((name, n) => ({ name, cell: (row) => row[n], number: n === 1 })), found.texts);
 }
 
 function drawHeatmap(runs) {
   const [x, y, z] = ["x", "y", "z"].map((part) => byId(`heatmap-${part}`).value);
   const across = levels(x, runs), up = levels(y, runs);
-  const cells = up.map((row) => across.map((column) => runs.filter((run) => run.values[x] === column && run.values[y] === row).map((run) => score(run, z)).filter((v) => v !== null && v !== undefined)));
+  const cells = up.map((row) => across.map((column) => runs.filter((run) => run.values[x] === column && run.values[y] === row).filter((run) => score(run, z) != null)));
   if (x === y || !cells.flat(2).length) return draw("heatmap", []);
-  const values = cells.map((row) => row.map((cell) => (cell.length ? mean(cell) : null)));
-  const texts = cells.map((row) => row.map((cell) => (cell.length ? show(mean(cell), z) : "")));
-  const hover = cells.map((row) => row.map((cell) => `${cell.length} runs` + (cell.length > 1 ? `, ± ${show(deviation(cell), z)}` : "")));
+  const values = cells.map((row) => row.map((cell) => (cell.length ? mean(bySeed(cell, z)) : null)));
+  const texts = values.map((row) => row.map((value) => (value === null ? "" : show(value, z))));
+  const hover = cells.map((row) => row.map((cell) => `${cell.length} runs, ${bySeed(cell, z).length} seeds`));
+  const known = values.flat().filter((value) => value !== null), low = Math.min(...known), high = Math.max(...known);
+  const around = high > low ? 0 : Math.max(Math.abs(low) / 100, 1e-9); // else one value would span all colors
   draw("heatmap", [{
+    zmin: low - around, zmax: high + around,
     type: "heatmap", x: across, y: up, z: values, text: texts, customdata: hover, colorscale: SCALE, reversescale: lowerIsBetter(z),
     texttemplate: across.length * up.length <= 80 ? "%{text}" : "", hoverongaps: false, xgap: 2, ygap: 2, colorbar: { thickness: 12, outlinewidth: 0 },
-    hovertemplate: `${nearestName(x)} %{x}<br>${nearestName(y)} %{y}<br>mean ${z} %{text}<br>%{customdata}<extra></extra>`,
+    hovertemplate: `${nearestName(x)} %{x}<br>${nearestName(y)} %{y}<br>mean ${title(z)} %{text}<br>%{customdata}<extra></extra>`,
   }], layout(x, y, { xaxis: { ...layout(x).xaxis, type: "category" }, yaxis: { ...layout(x, y).yaxis, type: "category" } }));
 }
 
@@ -121,14 +152,13 @@ function drawPareto(runs) {
   for (const run of [...points].sort((a, b) => cheap * (a.numbers[x] - b.numbers[x]) || good * (b.numbers[y] - a.numbers[y]))) {
     if (!front.length || good * run.numbers[y] > good * front[front.length - 1].numbers[y]) front.push(run);
   }
-  const values = (name, list) => list.map((run) => (/memory/.test(name) ? run.numbers[name] / 2 ** 30 : run.numbers[name]));
-  const title = /memory/.test(x) ? "peak memory, GiB" : x;
+  const values = (name, list) => list.map((run) => inUnit(run.numbers[name], name));
   draw("pareto", [
     { type: "scatter", mode: "lines", x: values(x, front), y: values(y, front), line: { color: css("--quiet"), width: 1.5, shape: cheap > 0 ? "hv" : "vh", dash: "dot" }, hoverinfo: "skip" },
     { type: "scatter", mode: "markers", x: values(x, points), y: values(y, points), text: points.map(label),
-      marker: { size: 10, color: points.map(color), line: { width: points.map((run) => (front.includes(run) ? 2 : 0)), color: css("--ink") } },
-      hovertemplate: `%{text}<br>${x} %{x:.4~g}<br>${y} %{y:.4f}<extra></extra>` },
-  ], layout(title, y, { xaxis: { ...layout(title).xaxis, type: "log" } }));
+      marker: { size: 10, color: points.map((run) => color(run.group)), line: { width: points.map((run) => (front.includes(run) ? 2 : 0)), color: css("--ink") } },
+      hovertemplate: `%{text}<br>${title(x)} %{x:.4~g}<br>${title(y)} %{y:.4f}<extra></extra>` },
+  ], layout(title(x), title(y), { xaxis: { ...layout(title(x)).xaxis, type: "log" } }));
 }
 
 function drawParallel(runs) {
@@ -136,7 +166,7 @@ function drawParallel(runs) {
   const points = runs.filter((run) => score(run, z) != null).sort((a, b) => score(a, z) - score(b, z));
   if (!points.length || !axes.length) return draw("parallel", []);
   const low = Math.min(...points.map((run) => score(run, z))), high = Math.max(...points.map((run) => score(run, z)));
-  const share = (run) => (high > low ? (score(run, z) - low) / (high - low) : 1);
+  const share = (run) => (high > low ? (score(run, z) - low) / (high - low) : 0.5);
   const ticks = [];
   const height = Object.fromEntries(axes.map((axis, n) => {
     const all = levels(axis, points), place = new Map(all.map((value, k) => [value, all.length > 1 ? k / (all.length - 1) : 0.5]));
@@ -148,12 +178,12 @@ function drawParallel(runs) {
   const traces = points.map((run) => ({
     type: "scatter", mode: "lines", x: [...axes.keys(), axes.length], y: [...axes.map((axis) => height[axis].get(run.values[axis])), share(run)],
     line: { color: blend(shade(run)), width: 1.2 + 1.4 * shade(run), shape: "spline", smoothing: 0.6 }, opacity: 0.45 + 0.5 * shade(run),
-    hovertemplate: `${label(run)}<br>${z} ${show(score(run, z), z)}<extra></extra>`,
+    hovertemplate: `${label(run)}<br>${title(z)} ${show(score(run, z), z)}<extra></extra>`,
   }));
   const base = layout("", "");
   draw("parallel", traces, {
     ...base, margin: { l: 30, r: 65, t: 15, b: 60 },
-    xaxis: { ...base.xaxis, tickvals: [...axes.keys(), axes.length], ticktext: [...axes.map(nearestName), z], showgrid: true, zeroline: false, range: [-0.15, axes.length + 0.1], fixedrange: true },
+    xaxis: { ...base.xaxis, tickvals: [...axes.keys(), axes.length], ticktext: [...axes.map(nearestName), title(z)], showgrid: true, zeroline: false, range: [-0.15, axes.length + 0.1], fixedrange: true },
     yaxis: { visible: false, range: [-0.06, 1.06], fixedrange: true },
     annotations: ticks.map(([x, y, text]) => ({ x, y, text, xanchor: "left", xshift: 4, showarrow: false, font: { size: 11, color: css("--ink") }, bgcolor: css("--paper"), opacity: 0.85 })),
   });
@@ -189,13 +219,14 @@ function fill(id, columns, rows) {
     const cell = make("th", undefined, column.number ? "number" : "");
     cell.scope = "col";
     if (column.key) {
-      const button = make("button", column.name);
+      const button = make("button", column.short ?? title(column.name));
       button.type = "button";
+      button.title = column.name;
       const up = sort && sort.name === column.name ? -sort.up : column.number && !lowerIsBetter(column.name) ? -1 : 1;
       button.addEventListener("click", () => {
         sorting[id] = { name: column.name, up };
         refreshTables();
-        byId(id).querySelectorAll("th button").forEach((each) => each.textContent === column.name && each.focus());
+        byId(id).querySelectorAll("th button").forEach((each) => each.title === column.name && each.focus());
       });
       cell.append(button);
       if (sort && sort.name === column.name) cell.setAttribute("aria-sort", sort.up > 0 ? "ascending" : "descending");
@@ -220,7 +251,8 @@ function fill(id, columns, rows) {
 
 function refreshTables() {
   const runs = shown();
-  const axisColumn = (axis, of) => ({ name: axis, number: data.runs.every((run) => !(axis in run.values) || !Number.isNaN(Number(run.values[axis]))), cell: (row) => of(row)[axis] ?? "–", key: (row) => of(row)[axis] });
+  const shorts = data.axes.map(nearestName), short = (axis) => (shorts.indexOf(nearestName(axis)) === shorts.lastIndexOf(nearestName(axis)) ? nearestName(axis) : axis);
+  const axisColumn = (axis, of) => ({ name: axis, short: short(axis), number: data.runs.every((run) => !(axis in run.values) || !Number.isNaN(Number(run.values[axis]))), cell: (row) => of(row)[axis] ?? "–", key: (row) => of(row)[axis] });
   fill("table", [
     { name: "run", cell: runLink, key: (run) => run.name.split("/").pop() },
     { name: "again", cell: copyButton },
@@ -229,19 +261,12 @@ function refreshTables() {
     ...[...data.scores, ...data.costs].map((name) => ({ name, number: true, cell: (run) => show(run.numbers[name], name), key: (run) => run.numbers[name] })),
   ], runs);
 
-  const some = [...new Set(runs.map((run) => run.group))].sort((a, b) => bestFirst.indexOf(a) - bestFirst.indexOf(b));
   const names = [...data.scores, ...data.costs.filter((name) => name === "seconds" || name === "images_per_second")];
   fill("groups", [
-    ...data.axes.filter((axis) => axis !== "seed").map((axis) => axisColumn(axis, (group) => group[0].values)),
-    { name: "runs", number: true, cell: (group) => String(group.length), key: (group) => group.length },
-    ...names.map((name) => ({
-      name, number: true, key: (group) => (scores(group, name).length ? mean(scores(group, name)) : null),
-      cell: (group) => {
-        const values = scores(group, name);
-        return values.length ? show(mean(values), name) + (values.length > 1 ? ` ± ${show(deviation(values), name)}` : "") : "–";
-      },
-    })),
-  ], some.map((group) => runs.filter((run) => run.group === group)));
+    ...data.axes.filter((axis) => axis !== "seed").map((axis) => axisColumn(axis, (group) => data.runs.find((run) => run.group === group).values)),
+    { name: "seeds", number: true, cell: (group) => String(data.groups[group].seeds), key: (group) => data.groups[group].seeds },
+    ...names.map((name) => ({ name, number: true, key: (group) => data.groups[group].cells[name][0], cell: (group) => data.groups[group].cells[name][1] })),
+  ], groupsOf(runs));
 }
 
 function runLink(run) {
@@ -272,12 +297,11 @@ function copyButton(run) {
 // ---------------------------------------------------------------- the page
 
 function drawLegend(runs) {
-  const here = bestFirst.filter((group) => runs.some((run) => run.group === group));
-  const named = here.filter((group) => bestFirst.indexOf(group) < COLORS.length);
+  const here = groupsOf(runs), named = here.filter((group) => group < COLORS.length);
   byId("legend").replaceChildren(...(here.length < 2 ? [] : named).map((group) => {
-    const first = groups.get(group)[0], item = make("li"), dot = make("span", "●");
-    dot.style.color = color(first);
-    item.append(dot, " ", label({ ...first, values: { ...first.values, seed: undefined } }) || first.name);
+    const item = make("li"), dot = make("span", "●");
+    dot.style.color = color(group);
+    item.append(dot, " ", data.groups[group].label);
     return item;
   }), ...(here.length > named.length ? [make("li", `● ${here.length - named.length} others`, "quiet")] : []));
 }
@@ -290,12 +314,13 @@ function refresh() {
   drawHeatmap(runs);
   drawPareto(runs);
   drawParallel(runs);
+  drawComparison();
   refreshTables();
 }
 
 function options(id, values, chosen) {
   byId(id).replaceChildren(...values.map((value) => {
-    const option = make("option", value || "all");
+    const option = make("option", title(value) || "all");
     option.value = value;
     return option;
   }));
@@ -309,25 +334,26 @@ function card(title, text, more) {
   byId("short").append(box);
 }
 
-function start() {
-  document.title = `${data.title} – vggexp`;
-  byId("title").textContent = data.title;
-  byId("made").textContent = `Made by vggexp report, ${data.made}.`;
+// shows one part of the report: runs that belong side by side
+function choose(n) {
+  data = { ...everything, ...(everything.parts[n] ?? { runs: [], groups: [], axes: [], scores: [], costs: [], curves: [], progress: [], comparisons: [] }) };
+  for (const run of data.runs) {
+    run.words = [run.name, run.status, run.reason, ...Object.entries(run.values).map(([k, v]) => `${k}=${v}`)].join(" ").toLowerCase();
+  }
   const statuses = [...new Set(data.runs.map((run) => run.status))];
   byId("counts").textContent = statuses.map((status) => `${data.runs.filter((run) => run.status === status).length} ${status}`).join(", ");
-
-  const done = data.runs.filter((run) => run.status === "completed");
-  for (const name of data.scores.filter((each) => !lowerIsBetter(each))) {
-    const best = done.filter((run) => run.numbers[name] !== null).sort((a, b) => b.numbers[name] - a.numbers[name])[0];
-    if (best) card(`best ${name}`, show(best.numbers[name], name), label(best));
+  byId("short").replaceChildren();
+  const done = data.runs.filter((run) => run.status === "completed"), best = data.runs[data.best ?? -1];
+  if (best) {
+    const validated = data.objective !== "test/acc", by = show(best.numbers[data.objective], data.objective);
+    if (!validated) card("best test/acc", by, `chosen on the test set, for there is no validation set; ${label(best)}`);
+    else card("best by val/acc", by, `test/acc ${show(best.numbers["test/acc"], "test/acc")}; ${label(best)}`);
   }
   const quick = done.filter((run) => run.numbers.images_per_second).sort((a, b) => b.numbers.images_per_second - a.numbers.images_per_second)[0];
-  if (quick) card("fastest training", `${show(quick.numbers.images_per_second, "")} images/s`, label(quick));
+  if (quick) card("fastest training", `${show(quick.numbers.images_per_second, "images_per_second")} images/s`, label(quick));
   if (done.length) card("trained for", `${show(done.reduce((sum, run) => sum + (run.numbers.seconds ?? 0), 0) / 60, "")} min`, `${done.length} completed runs together`);
-
-  byId("notes").replaceChildren(...data.notes.map((note) => make("p", note, "note")));
   options("status", ["", ...statuses]);
-  options("curves-x", Object.keys(data.progress));
+  options("curves-x", data.progress);
   options("curves-y", data.curves, data.curves.includes(data.objective) ? data.objective : undefined);
   options("heatmap-x", data.axes, data.pair?.[0]);
   options("heatmap-y", data.axes, data.pair?.[1] ?? data.axes[1]);
@@ -335,17 +361,29 @@ function start() {
   options("pareto-x", data.costs);
   options("pareto-y", data.scores, data.objective);
   options("parallel-z", [...data.scores, ...data.costs], data.objective);
+  options("comparison-to", data.comparisons.map((each, n) => String(n)), String(data.comparisons.length - 1));
+  [...byId("comparison-to").options].forEach((option, n) => { option.textContent = data.comparisons[n].reference; });
+  refresh();
+}
 
+function start() {
+  document.title = `${data.title} – vggexp`;
+  byId("title").textContent = data.title;
+  byId("made").textContent = `Made by vggexp report, ${data.made}.`;
+  byId("machines").textContent = data.machines.length ? `Trained on ${data.machines.join("; ")}.` : "";
+  byId("notes").replaceChildren(...data.notes.map((note) => make("p", note, "note")));
+  options("part", everything.parts.map((part, n) => String(n)));
+  [...byId("part").options].forEach((option, n) => { option.textContent = everything.parts[n].title || data.title; });
+  byId("part").closest("label").hidden = everything.parts.length < 2;
   if (data.differences.length) {
     byId("difference").hidden = false;
-    const head = ["", data.runs[0].name, data.runs[1].name];
+    const runs = everything.parts.flatMap((part) => part.runs), head = ["", ...runs.map((run) => run.name)];
     fill("differences", head.map((name, n) => ({ name, cell: (row) => row[n] })), data.differences);
   }
-  const failed = data.runs.filter((run) => ["failed", "unreadable", "interrupted"].includes(run.status));
-  byId("failed").hidden = !failed.length;
-  byId("failures").replaceChildren(...failed.map((run) => {
+  byId("failed").hidden = !data.failures.length;
+  byId("failures").replaceChildren(...data.failures.map(([name, reason]) => {
     const item = make("li");
-    item.append(runLink(run), ` ${label(run)}: `, make("span", `${run.status}: ${run.reason}`, run.status));
+    item.append(`${name}: `, make("span", reason, "failed"));
     return item;
   }));
 
@@ -353,11 +391,11 @@ function start() {
   const later = () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); };
   byId("words").addEventListener("input", later);
   byId("filter").addEventListener("submit", (event) => event.preventDefault());
-  byId("filter").addEventListener("reset", () => setTimeout(refresh));
-  document.querySelectorAll("select").forEach((select) => select.addEventListener("change", refresh));
+  byId("filter").addEventListener("reset", () => setTimeout(() => choose(0)));
+  document.querySelectorAll("select").forEach((select) => select.addEventListener("change", select.id === "part" ? () => choose(Number(select.value)) : refresh));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
   for (const event of ["beforeprint", "afterprint"]) window.addEventListener(event, refresh);
-  refresh();
+  choose(0);
 }
 
 start();

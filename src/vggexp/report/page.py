@@ -9,7 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vggexp.report.collect import CURVES, PROGRESS, SEED, Report, command
+from vggexp.report.collect import CURVES, DIFFERENCES, PROGRESS, SEED, Group, Part, Report, command
+from vggexp.runs import metrics
 from vggexp.runs import read as runs
 from vggexp.runs.metrics import COMPARED, COSTS, METRICS
 from vggexp.system import files, terminal
@@ -35,31 +36,76 @@ def write(report: Report, path: Path) -> None:
 
 def content(report: Report, folder: Path) -> dict[str, Any]:
     """What the page shows, as its script reads it."""
-    logged = {name for curve in report.curves for epoch in curve for name in epoch}
-
-    def known(names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if any(run.number(name) is not None for run in report.runs)]
-
     return {
         "title": report.title,
         "made": f"{datetime.now():%Y-%m-%d %H:%M}",
-        "objective": report.objective,
-        "axes": [*report.axes, *([SEED] if any(SEED in run.config for run in report.runs) else [])],
-        "pair": report.pair(),
-        "metrics": {name: {"digits": int(m.format[-2]), "higher": m.higher_is_better} for name, m in METRICS.items()},
-        "scores": known(COMPARED),
-        "costs": known(COSTS),
-        "curves": [name for name in CURVES if name in logged],
-        "progress": {name: text for name, text in PROGRESS.items() if name in logged},
+        "metrics": {
+            name: {
+                "digits": int(m.format[-2]),
+                "higher": m.higher_is_better,
+                "label": metrics.label(name),
+                "unit": m.unit,
+            }
+            for name, m in METRICS.items()
+        },
+        "machines": report.machines,
         "notes": report.notes,
         "differences": report.differences,
+        "parts": [_part(part, folder) for part in report.parts],
+        "failures": [[terminal.short(run.folder), f"{run.status}: {run.reason}"] for run in report.failures()],
+    }
+
+
+def _part(part: Part, folder: Path) -> dict[str, Any]:
+    logged = {name for curve in part.curves for epoch in curve for name in epoch}
+    curves, progress = ([name for name in names if name in logged] for names in (CURVES, PROGRESS))
+    best = part.best()
+    numbers = {run.folder: n for n, group in enumerate(part.groups) for run in group.runs}
+
+    def known(names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if any(run.number(name) is not None for run in part.runs)]
+
+    return {
+        "title": part.title,
+        "objective": part.objective,
+        "axes": [*part.axes, *([SEED] if any(SEED in run.config for run in part.runs) else [])],
+        "pair": part.pair(),
+        "scores": known(COMPARED),
+        "costs": known(COSTS),
+        "curves": curves,
+        "progress": progress,
+        "best": next((n for n, run in enumerate(part.runs) if run is best), None),
+        "groups": [
+            {
+                "label": group.label(),
+                "seeds": group.seeds(),
+                "cells": {name: _cell(group, name) for name in known((*COMPARED, *COSTS))},
+                "bands": {
+                    f"{x} {y}": [[_finite(number) for number in point] for point in group.band(x, y)]
+                    for x in progress
+                    for y in curves
+                    if len(group.runs) > 1
+                },
+            }
+            for group in part.groups
+        ],
+        "comparisons": [
+            {
+                "metric": comparison.metric,
+                "reference": comparison.reference.label(),
+                "header": DIFFERENCES,
+                "texts": comparison.texts(),
+                "differences": [[*map(_finite, (found.mean, *(found.interval or ())))] for _, found in comparison.rows],
+            }
+            for comparison in part.comparisons
+        ],
         "runs": [
             {
                 "name": terminal.short(run.folder),
                 "link": os.path.relpath(run.folder.resolve(), folder.resolve()).replace(os.sep, "/"),
                 "status": run.status,
                 "reason": run.reason,
-                "values": {key: runs.text(value) for key, value in run.config.items() if key in (*report.axes, SEED)},
+                "values": {key: runs.text(value) for key, value in run.config.items() if key in (*part.axes, SEED)},
                 "numbers": {name: _finite(run.number(name)) for name in (*COMPARED, *COSTS)},
                 "curve": {
                     name: [_finite(epoch.get(name)) for epoch in curve]
@@ -67,10 +113,16 @@ def content(report: Report, folder: Path) -> dict[str, Any]:
                     if any(name in epoch for epoch in curve)
                 },
                 "command": command(run),
+                "group": numbers[run.folder],
             }
-            for run, curve in zip(report.runs, report.curves, strict=True)
+            for run, curve in zip(part.runs, part.curves, strict=True)
         ],
     }
+
+
+def _cell(group: Group, name: str) -> list[Any]:
+    found = group.spread(name)
+    return [None if found is None else _finite(found.mean), group.text(name)]
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,6 +9,8 @@ class Metric(NamedTuple):
 
     format: str
     higher_is_better: bool = False
+    label: str = ""  # the name and the unit that a reader sees, where the name does not say it
+    unit: float = 1  # what a number is divided by before it is shown
 
 
 METRICS = {
@@ -18,10 +20,10 @@ METRICS = {
     "val/acc": Metric(".4f", higher_is_better=True),
     "test/loss": Metric(".4f"),
     "test/acc": Metric(".4f", higher_is_better=True),
-    "images_per_second": Metric(",.0f", higher_is_better=True),
-    "train_seconds": Metric(".0f"),
-    "seconds": Metric(".0f"),
-    "peak_memory_bytes": Metric(",.0f"),
+    "images_per_second": Metric(",.0f", higher_is_better=True, label="images/s"),
+    "train_seconds": Metric(".0f", label="seconds of training"),
+    "seconds": Metric(".0f", label="time (s)"),
+    "peak_memory_bytes": Metric(".2f", label="memory (GiB)", unit=2**30),
     "parameters": Metric(",.0f"),
     "epochs": Metric(".0f"),
 }
@@ -35,9 +37,15 @@ OBJECTIVE, WITHOUT_VALIDATION = "val/acc", "test/acc"
 T = TypeVar("T")
 
 
-def text(name: str, value: float | None) -> str:
-    """A value as it is printed; a dash where there is none."""
-    return "–" if value is None else format(value, METRICS.get(name, Metric(".4f")).format)
+def text(name: str, value: float | None, sign: str = "") -> str:
+    """A value as it is printed, with `sign` "+" also where it is positive; a dash where there is none."""
+    found = METRICS.get(name, Metric(".4f"))
+    return "–" if value is None else format(value / found.unit, sign + found.format)
+
+
+def label(name: str) -> str:
+    """A number's name for a reader, with its unit."""
+    return METRICS[name].label or name if name in METRICS else name
 
 
 def best(items: Iterable[T], score: Callable[[T], float | None], name: str = OBJECTIVE) -> T | None:

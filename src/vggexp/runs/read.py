@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,7 @@ class Run(NamedTuple):
     status: str  # waiting, running, completed, interrupted, pruned, failed or unreadable
     reason: str  # why it did not complete
     result: dict[str, Any]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The values of the config, each under its keys joined by dots."""
-        return flatten(self.result.get("config", {}))
+    config: dict[str, Any]  # its values, each under its keys joined by dots
 
     def number(self, name: str) -> float | None:
         """A result, if it is a number."""
@@ -40,17 +37,17 @@ class Run(NamedTuple):
 def read(folder: Path) -> Run:
     """The run in a folder, in whatever state."""
     if not (folder / layout.RESULT).exists():
-        return Run(folder, "waiting", "", {})
+        return Run(folder, "waiting", "", {}, {})
     try:
         result = manifest.load(folder, "")
     except UserError as error:
-        return Run(folder, "unreadable", str(error).removeprefix(": "), {})
+        return Run(folder, "unreadable", str(error).removeprefix(": "), {}, {})
     if not isinstance(result.get("config"), dict):
-        return Run(folder, "unreadable", f"its {layout.RESULT} is not what a run writes", {})
+        return Run(folder, "unreadable", f"its {layout.RESULT} is not what a run writes", {}, {})
     status, reason = result["status"], str(result.get("reason") or "")
     if status == "running" and not manifest.is_locked(folder):
         status, reason = "interrupted", KILLED
-    return Run(folder, status, reason, result)
+    return Run(folder, status, reason, result, flatten(result["config"]))
 
 
 def find(places: Sequence[Path]) -> list[Run]:
@@ -59,7 +56,7 @@ def find(places: Sequence[Path]) -> list[Run]:
     for place in places:
         if not place.is_dir():
             raise UserError(f"{place}: no such folder; name that of a run or of a sweep, or last")
-        folders = [path.parent for path in place.rglob(layout.RESULT)]
+        folders = [path for path in _walk(place) if (path / layout.RESULT).exists()]
         planned = [place / job["folder"] for job in sweep_value(place, "jobs") or ()]
         folders += [folder for folder in planned if not (folder / layout.RESULT).exists()]
         if not folders:
@@ -67,6 +64,18 @@ def find(places: Sequence[Path]) -> list[Run]:
         for folder in sorted(folders, key=_order):
             found.setdefault(folder.resolve(), read(folder))
     return list(found.values())
+
+
+def _walk(place: Path) -> Iterator[Path]:
+    """A folder and those below it, but for runs that a sweep has put aside."""
+    for folder, below, _ in os.walk(place):
+        below[:] = [name for name in below if name != layout.ASIDE]
+        yield Path(folder)
+
+
+def size(folder: Path) -> int:
+    """The bytes of the files in a folder and below."""
+    return sum(Path(place, name).lstat().st_size for place, _, names in os.walk(folder) for name in names)
 
 
 def _order(folder: Path) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
         "training speed": f"{texts['images_per_second']} images/s",
         "time": f"{texts['seconds']} s",
         "parameters": texts["parameters"],
-        "peak memory": f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
+        "peak memory": f"{texts['peak_memory_bytes']} GiB",
         "run folder": terminal.short(folder),
     }
     terminal.console().print(terminal.pairs(rows))
@@ -55,7 +55,7 @@ def show_sweep(folder: Path) -> None:
             numbers["test/acc"] = run.status
         texts = [read.text(run.config.get(key)) for key in varied]
         rows.append([*texts, *numbers.values(), str(run.folder.relative_to(folder))])
-    header = [*varied, *metrics.SUMMARY, "run"]
+    header = [*varied, *map(metrics.label, metrics.SUMMARY), "run"]
     terminal.say(f"{len(found)} runs in {terminal.short(folder)}")
     terminal.console().print(terminal.table(header, rows, left=len(varied)))
     for run in found:
