@@ -283,6 +283,17 @@ def test_runs_of_different_kinds_have_tables_of_their_own(sweep: Sweep, tmp_path
     assert refusal(lambda: part(one, group=["foo"])) == "group=foo: no run has that"
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_all_axes_are_drawn_side_by_side_where_there_are_several(sweep: Sweep, tmp_path: Path, axes: int) -> None:
+    folder = sweep(resizes=(32, 64) if axes > 1 else (32,), seeds=(0,))
+    if axes == 3:
+        for n, run in enumerate(runs.find([folder])):
+            config = run.result["config"]
+            change(run.folder, config=config | {"model": config["model"] | {"dropout": n // 2 / 10 + n % 2 / 7}})
+    assert len(part(folder).axes) == axes
+    assert ("parallel" in figures.draw(part(folder), tmp_path)) == (axes > 1)
+
+
 def test_a_report_can_be_narrowed_and_ordered(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     folder = sweep()
     columns = "columns=optimizer.lr,seeds,status,val/acc"

@@ -10,12 +10,13 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from conftest import QUICK, refusal, started, vggexp
 from test_sweep import FORK, results, wait_for
 from vggexp.commands import train
 from vggexp.config import compose
-from vggexp.jobs.search import TRIES
+from vggexp.jobs.search import TRIES, _distribution
 from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
@@ -202,3 +203,25 @@ def test_a_trial_that_is_killed_each_time_is_given_up(tmp_path: Path) -> None:
         _, error = process.communicate()
     assert (process.returncode, len(killed)) == (1, TRIES)
     assert "search: 1 trials have failed" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("int(interval(1,8))", IntDistribution(1, 8)),
+        ("interval(0.5,2)", FloatDistribution(0.5, 2)),
+        ("tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("range(16,49,16)", CategoricalDistribution(["16", "32", "48"])),
+        ("16,32", CategoricalDistribution(["16", "32"])),
+    ],
+)
+def test_what_is_searched(text: str, expected: object) -> None:
+    with compose.session(compose.parse(["-m", *QUICK])) as session:
+        (override,) = session.parse([f"data.batch_size={text}"])
+    assert _distribution(override)[0] == expected
+
+
+def test_a_space_without_ends_is_refused() -> None:
+    with compose.session(compose.parse(["-m", *QUICK])) as session:
+        (override,) = session.parse(["model=glob(vgg*)"])
+    assert "is not a choice, range or interval" in refusal(lambda: _distribution(override))

@@ -81,6 +81,16 @@ def test_a_network_that_does_not_fit_into_memory_is_not_measured(
     assert "data.batch_size" in out
 
 
+def test_a_network_is_measured_where_the_system_does_not_say_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hardware, "available_memory", lambda: None)
+    monkeypatch.setattr(cost, "measure", lambda cfg: cost.Measured(0.5, 2**20))
+    assert summary.main(["--measure", f"--output={tmp_path}", "model.ratio=16", "data.resize=32"]) == 0
+    assert "not measured" not in capsys.readouterr().out
+    assert rows(tmp_path / "networks.csv")[0]["measured seconds per step"] == "0.5"
+
+
 @pytest.mark.slow
 def test_a_mistake_gives_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
     done = vggexp("summary", "model=alexnet,vgg12", cwd=tmp_path)
