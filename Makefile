@@ -49,10 +49,10 @@ report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."
 tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 	$(BIN)/vggexp tensorboard $(ARGS)
 
-check: lint ## lint and the quick tests, for before each commit (2 to 3 minutes)
+check: lint ## lint and the quick tests, for before each commit (1 to 3 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test: $(READY) ## run the test suite (8 to 10 minutes on two cores)
+test: $(READY) ## run the test suite (5 to 10 minutes on two cores)
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-versions: $(READY) ## run the quick tests with the oldest packages allowed, and with newer Pythons

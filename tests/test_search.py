@@ -169,6 +169,7 @@ def test_several_trials_at_once(tmp_path: Path) -> None:
         ("search.storage=nowhere://x", "search.storage=nowhere://x: cannot be used"),
         ("data.val_size=0", "data.val_size=0: a search needs a validation set"),
         ("data.batch_size=0,64", "data.batch_size=0: must be"),
+        ("+model.foo=interval(0,1)", "unknown key"),  # which is found when the first trial has been chosen
     ],
 )
 def test_what_a_search_refuses(argument: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

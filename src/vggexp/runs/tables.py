@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vggexp.config.schema import Config
+from vggexp.errors import UserError
 from vggexp.runs import metrics, read
 from vggexp.system import terminal
 
@@ -44,7 +45,10 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
 
 def show_sweep(folder: Path) -> None:
     """Prints the closing table of a sweep: what varied and the results, the best first, failures last."""
-    found = [run for run in read.find([folder]) if run.status != "waiting"]
+    try:
+        found = [run for run in read.find([folder]) if run.status != "waiting"]
+    except UserError:
+        found = []  # nothing has begun; whatever the reason is, it is about to be said
     if not found:
         return
     varied = read.varied([run.config for run in found])
