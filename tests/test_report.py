@@ -252,7 +252,8 @@ def test_groups_are_compared_with_the_best_and_with_a_baseline(
     assert "test/acc, compared with lr 0.0001" in out
     assert "not separated" in out
     assert "| lr 0.01 | +0.00" in (folder / "report" / "report.md").read_text()
-    for wrong in ("optimizer.lr=5", "data.resize=32", "optimizer.lr=0.0001 seed=0"):
+    assert len(part(folder, against="optimizer.lr=0.001").comparisons) == 1  # the best is compared with once
+    for wrong in ("optimizer.lr=5", "data.resize=32", "optimizer.lr=0.0001 seed=0", "optimizer.lr=0.001 seed=0"):
         assert refusal(lambda wrong=wrong: command.main([str(folder), f"against={wrong}"]))
 
 

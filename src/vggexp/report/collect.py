@@ -211,8 +211,9 @@ def collect(places: Sequence[Path], found: Sequence[Run], choices: Choices = DEF
         values = [str(query.value(run, key) or f"no {key}") for key in common if len(keys[key]) > 1]
         by_title.setdefault(", ".join(value.removeprefix("vggexp.") for value in values), []).append(run)
     against = {run.folder for run in query.select(readable, choices.against)} if choices.against else set()
-    parts = [_part(title, together, choices, against) for title, together in by_title.items()]
-    if against and not any(len(part.comparisons) > 1 for part in parts):
+    parts = [_part(title, members, choices, against) for title, members in by_title.items()]
+    references = [comparison.reference for part in parts for comparison in part.comparisons]
+    if against and not any(against.issuperset(run.folder for run in group.runs) for group in references):
         raise UserError(f"against={choices.against}: is no group with results that has others beside it")
     completed = [run for run in found if run.status == "completed"]
     return Report(
@@ -277,7 +278,8 @@ def _comparisons(ranked: Sequence[Group], objective: str, against: set[Path]) ->
     if len(named) > 1:
         raise UserError(f"against: holds for {len(named)} groups; name more of the values of one")
     made = []
-    for reference in [*scored[:1], *named] if len(scored) > 1 else []:
+    best = scored[:1]
+    for reference in [*best, *(group for group in named if group not in best)] if len(scored) > 1 else []:
         others = [group for group in scored if group is not reference]
         found = statistics.compare(reference.sample(name), [group.sample(name) for group in others])
         rows = sorted(zip(others, found, strict=True), key=lambda row: -row[1].mean)
