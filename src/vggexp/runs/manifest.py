@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import platform
+import re
 import socket
 import sys
 import threading
@@ -52,8 +53,12 @@ def now() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions of Python and of all distributions, in the order of their names."""
-    found = {str(each.name).lower(): each.version for each in distributions() if each.name}
+    """The versions of Python and of all distributions, in the order of their names; of two copies, the one in use."""
+    found = {}
+    for each in reversed(list(distributions())):  # their `version` would parse all of the text, 0.3 s in all
+        head = (each.read_text("METADATA") or each.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        if len(fields := dict(re.findall(r"^(Name|Version): *(.*\S)", head, re.MULTILINE))) == 2:
+            found[fields["Name"].lower()] = fields["Version"]
     return {"python": platform.python_version()} | dict(sorted(found.items()))
 
 
