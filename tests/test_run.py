@@ -2,6 +2,7 @@
 
 import csv
 import json
+import platform
 import re
 import signal
 from collections.abc import Callable
@@ -230,7 +231,7 @@ def only(paths: list[Path]) -> Path:
 
 @pytest.mark.slow
 def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
-    done = vggexp("train", *QUICK, cwd=tmp_path)
+    done = vggexp("train", *QUICK, cwd=tmp_path, ONEDNN_MAX_CPU_ISA="AVX2")
     assert done.returncode == 0, done.stderr
     folder = only(list((tmp_path / "outputs").iterdir()))
     assert {p.name for p in folder.iterdir()} >= {".hydra", "checkpoints", "metrics.csv", "result.json"}
@@ -242,6 +243,9 @@ def test_the_command_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     assert done.stderr == ""  # Lightning's remarks on deliberate choices are silenced
     assert result.keys() >= SCORES | {"config", "code", "versions", "hardware", "started", "command"}
     assert f"{result['test/acc']:.4f}" in done.stdout
+    assert "onednn" not in done.stdout
+    if platform.machine() == "x86_64":
+        assert (result["onednn_isa"], result["hardware"]["environment"]["ONEDNN_MAX_CPU_ISA"]) == ("Intel AVX2", "AVX2")
     assert f"vggexp tensorboard outputs/{folder.name}" in done.stdout
 
     again = vggexp("train", *QUICK, f"hydra.run.dir={folder}", cwd=tmp_path)

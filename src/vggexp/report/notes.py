@@ -20,7 +20,7 @@ def machine(run: Run) -> str:
 
 
 NOTED = {"processors": "hardware.cpu", "instruction sets": "isa", "devices": "device", "precisions": "precision"}
-NOTED |= {"numbers of threads": "threads"}
+NOTED |= {"oneDNN's instruction sets": "onednn_isa", "numbers of threads": "threads"}
 """What runs should have in common to be compared, beside the versions; a report notes where they do not."""
 
 
@@ -69,7 +69,18 @@ def _short(key: str, value: Any) -> str:
 
 def differences(one: Run, other: Run) -> list[tuple[str, str, str]]:
     """Where two runs differ in config, versions, source and machine."""
-    parts = ("config.", "versions.", "code.", "hardware.", "status", "device", "precision", "threads", "isa")
+    parts = (
+        "config.",
+        "versions.",
+        "code.",
+        "hardware.",
+        "status",
+        "device",
+        "precision",
+        "threads",
+        "isa",
+        "onednn_isa",
+    )
     sides = [{k: _short(k, v) for k, v in flatten(run.result).items() if k.startswith(parts)} for run in (one, other)]
     rows = [(key, sides[0].get(key, "–"), sides[1].get(key, "–")) for key in dict.fromkeys([*sides[0], *sides[1]])]
     return [row for row in rows if row[1] != row[2]]

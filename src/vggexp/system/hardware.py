@@ -1,8 +1,10 @@
 """What this machine is: its processor, caches, memory and accelerator. torch is loaded only by what asks it."""
 
+import ctypes
 import functools
 import os
 import platform
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,3 +86,31 @@ def multiplies_bf16(device: str) -> bool:
     if device == "cpu":
         return cpu_has("avx512_bf16") or cpu_has("amx_tile")
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@functools.cache
+def onednn_isa() -> str | None:
+    """The instruction set that oneDNN has chosen, which it tells once, and only on C's standard output; None if not."""
+    import torch
+
+    if os.name != "posix" or not torch.backends.mkldnn.is_available():
+        return None
+    image, flush = torch.zeros(1, 1, 1, 1), ctypes.CDLL(None).fflush
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        return None
+    flush(None)
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    try:
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):  # type: ignore[no-untyped-call]
+            torch.mkldnn_convolution(image, image, None, (0, 0), (1, 1), (1, 1), 1)
+        flush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(writer)
+        os.close(kept)
+    with os.fdopen(reader, "rb") as said:
+        found = re.search(rb"cpu,isa:([^,\n]+)", said.read())
+    return found and found[1].decode().strip()

@@ -23,7 +23,7 @@ from vggexp.inspection import loggers
 from vggexp.inspection.csvlog import CSVLogger
 from vggexp.runs import layout, metrics
 from vggexp.runs import resume as resuming
-from vggexp.system import memory, terminal
+from vggexp.system import hardware, memory, terminal
 from vggexp.system.signals import Signals, kill_children
 from vggexp.training.callbacks.history import History
 from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps
@@ -154,6 +154,7 @@ def summarize(run: Prepared) -> dict[str, Any]:
         "precision": run.trainer.precision,
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
+        "onednn_isa": hardware.onednn_isa(),
     }
 
 
