@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import synthetic
-from conftest import TINY, vggexp
+from conftest import TINY, refusal, vggexp
 from vggexp.data import idx
 from vggexp.errors import UserError
 
@@ -39,6 +39,15 @@ def test_a_named_folder_fills_the_cache(tmp_path: Path, compressed: bool) -> Non
     assert obtain(tmp_path, root=root) == synthetic.FILES
     assert obtain(tmp_path) == synthetic.FILES  # now from the cache only
     assert {p.name for p in (tmp_path / "cache" / "synthetic").iterdir()} - {".lock"} == set(synthetic.FILES)
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed_where_a_folder_has_all(
+    tmp_path: Path, system: idx.IDXSet
+) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    assert obtain(tmp_path, root=synthetic.write(tmp_path / "root")) == synthetic.FILES
+    assert obtain(tmp_path, system) == synthetic.FILES
+    assert f"data.cache_dir={tmp_path / 'cache' / 'synthetic'}: Not a directory" in refusal(lambda: obtain(tmp_path))
 
 
 def test_torchvisions_folder_layout_is_recognized(tmp_path: Path) -> None:
@@ -108,7 +117,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path, system: idx.IDXSe
         obtain(tmp_path, root=tmp_path / "nowhere")
     (tmp_path / "cache").write_text("a file, not a folder")
     with pytest.raises(UserError, match=r"data\.cache_dir=.*can be written"):
-        obtain(tmp_path, system)
+        idx.obtain(system, cache_dir=str(tmp_path / "cache"), fill=True)
 
 
 class Mirrors:

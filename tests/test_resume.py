@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+import synthetic
 from conftest import QUICK, Run, configure, refusal, started, vggexp
-from test_run import logged
+from processes import environment, server
+from test_run import SCORES, logged
 from vggexp.checkpoints import file as checkpoint
 from vggexp.checkpoints.io import CheckpointFiles
 from vggexp.config import policy
+from vggexp.inference.load import load
 from vggexp.inspection.csvlog import CSVLogger
-from vggexp.runs import manifest, resume, select
+from vggexp.runs import manifest, read, resume, select
 from vggexp.system import files
 from vggexp.training.run import run
 
@@ -77,6 +80,66 @@ def test_a_finished_run_says_so_and_continues_only_for_more_epochs(tmp_path: Pat
         name: whole[name] for name in ("test/acc", "test/loss", "val/acc", "train/loss", "steps")
     }
     assert (extended["config"]["trainer"]["max_epochs"], len(extended["segments"])) == (3, 1)
+
+
+@pytest.mark.slow
+def test_a_finished_record_outlives_attempts_to_train_it_further(tmp_path: Path) -> None:
+    """One that is refused leaves every byte; one that is killed in its second epoch leaves what was finished."""
+    root, folder = synthetic.write(tmp_path / "root"), tmp_path / "outputs" / "run"
+    data = [f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert vggexp("train", *QUICK, *data, "hydra.run.dir=outputs/run", cwd=tmp_path).returncode == 0
+    before, finished = (folder / "result.json").read_bytes(), read.read(folder)
+    for away in (root, tmp_path / "cache"):
+        away.rename(away.with_suffix(".away"))
+    more = ["resume=outputs/run", "allowed_packages=[synthetic]", "trainer.max_epochs=5"]
+    refused = vggexp("train", *more, cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert (folder / "result.json").read_bytes() == before
+
+    root.with_suffix(".away").rename(root)
+    killed = server().start("train", *more, cwd=tmp_path, env=environment(), sabotage=[("kill_in_validation", 2)])
+    assert killed.wait(60) == -signal.SIGKILL
+    assert json.loads((folder / "result.json").read_text())["status"] == "running"
+    found = read.read(folder)
+    assert (found.status, found.config) == ("completed", finished.config)
+    assert found.result["attempt"] == {"status": "interrupted", "reason": read.KILLED}
+    assert {name: found.result[name] for name in SCORES} == {name: finished.result[name] for name in SCORES}
+    assert load(str(folder), {"allowed_packages": ["synthetic"]}).result == found.result
+
+    assert vggexp("train", *more, cwd=tmp_path).returncode == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["epochs"], "finished" in result) == ("completed", 5, False)
+    assert not (folder / "checkpoints" / "finished.ckpt").exists()
+
+
+def test_what_changes_no_number_may_be_given_anew(tmp_path: Path) -> None:
+    cfg = configure("trainer.max_epochs=1")
+    manifest.write(tmp_path, manifest.collect(cfg))
+    given = ["data.root=elsewhere", "data.cache_dir=there", "data.num_workers=2", "trainer.enable_progress_bar=false"]
+    now, _ = resume.config(tmp_path, given)
+    assert (now.data.root, now.data.cache_dir, now.data.num_workers) == ("elsewhere", "there", 2)
+    assert not now.trainer.enable_progress_bar
+    assert "data.val_size=1: the run has 5000" in refusal(lambda: resume.config(tmp_path, ["data.val_size=1"]))
+    stranger = manifest.collect(cfg)
+    stranger["config"]["data"]["_target_"] = "mine.Data"  # nothing is known of how it reads its files
+    manifest.write(tmp_path, stranger)
+    assert "data.root=other: the run has None" in refusal(lambda: resume.config(tmp_path, ["data.root=other"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "words"),
+    [
+        ({}, 3, "trainer.max_epochs=N with a larger N"),
+        ({"max_steps": 7}, 2, "trainer.max_steps=7 ended it after 2 epochs"),
+        ({"early_stopping": {"patience": 1, "min_delta": 0.0}}, 2, "trainer.early_stopping.patience=1 ended it"),
+    ],
+)
+def test_a_finished_run_says_why_there_is_nothing_to_train(settings: dict, epochs: int, words: str) -> None:
+    cfg = configure("trainer.max_epochs=3")
+    then = {"epochs": epochs, "config": {"trainer": cfg.values()["trainer"] | settings}}
+    assert words in str(resume.nothing_left(cfg, then))
+    longer = configure("trainer.max_epochs=4")
+    assert (resume.nothing_left(longer, then) is None) == (not settings)
 
 
 def test_a_run_resumes_though_a_key_was_added_since(tmp_path: Path) -> None:

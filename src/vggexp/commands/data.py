@@ -33,7 +33,7 @@ def main(args: list[str]) -> int:
         def advance(name: str, count: int) -> None:
             bar.update(tasks[name], advance=count)
 
-        files = idx.obtain(spec, cfg.data.root, cfg.data.cache_dir, progress=advance)
+        files = idx.obtain(spec, cfg.data.root, cfg.data.cache_dir, fill=True, progress=advance)
         for name, content in files.items():
             bar.update(tasks[name], total=len(content), completed=len(content))
     terminal.say(f"{spec.name}: {len(files)} files verified in {paths.cache(cfg.data.cache_dir) / spec.name}")

@@ -79,6 +79,7 @@ def obtain(
     cache_dir: str | None = None,
     *,
     online: bool = True,
+    fill: bool = False,
     progress: Progress = lambda name, count: None,
 ) -> dict[str, bytes]:
     """Returns the four files by name, verified and decompressed, and fills the cache with them.
@@ -87,15 +88,32 @@ def obtain(
         root: a folder to search right after the cache; its files may be .gz and lie in torchvision's sub-folders.
         cache_dir: the folder of all caches, see `vggexp.system.paths.cache`.
         online: whether to download.
+        fill: whether a cache that cannot be written is an error although a folder has all the files.
     """
     if root is not None and not Path(root).is_dir():
         raise UserError(f"data.root={root}: no such folder; name one that holds {TRAIN_IMAGES}(.gz) and the others")
     folder = paths.cache(cache_dir) / spec.name
+
+    def found(place: Path) -> dict[str, bytes]:
+        return {name: _read(place, name, sha256) for name, sha256 in spec.sha256.items()}
+
     with contextlib.suppress(FileNotFoundError, Refused):  # then fill the cache and report what is wrong in it
-        return {name: _read(folder, name, sha256) for name, sha256 in spec.sha256.items()}
-    with writing(folder, f"data.cache_dir={folder}"), FileLock(folder / ".lock"), TemporaryDirectory() as scratch:
-        search = _Search(spec, root, folder, Path(scratch), online, progress)
-        return {name: search.fill(name) for name in spec.sha256}
+        return found(folder)
+    try:
+        with writing(folder, f"data.cache_dir={folder}"), FileLock(folder / ".lock"), TemporaryDirectory() as scratch:
+            search = _Search(spec, root, folder, Path(scratch), online, progress)
+            return {name: search.fill(name) for name in spec.sha256}
+    except UserError:
+        for place in [] if fill else _folders(spec, root):
+            with contextlib.suppress(FileNotFoundError, Refused):
+                return found(place)
+        raise
+
+
+def _folders(spec: IDXSet, root: str | None) -> list[Path]:
+    """Where the files may be, beside the cache."""
+    named = [] if root is None else [Path(root), Path(root, "FashionMNIST", "raw"), Path(root, spec.name)]
+    return named + ([Path(spec.system_dir)] if spec.system_dir else [])
 
 
 def parse(content: bytes) -> np.ndarray:
@@ -168,13 +186,8 @@ class _Search:
         )
 
     def _sources(self, name: str, sha256: str) -> Iterator[Callable[[], bytes]]:
-        spec, folders = self.spec, [self.folder]
-        if self.root is not None:
-            root = Path(self.root)
-            folders += [root, root / "FashionMNIST" / "raw", root / spec.name]
-        if spec.system_dir:
-            folders.append(Path(spec.system_dir))
-        for folder in folders:
+        spec = self.spec
+        for folder in [self.folder, *_folders(spec, self.root)]:
             yield functools.partial(_read, folder, name, sha256)
         if self.online:
             for mirror in spec.mirrors:

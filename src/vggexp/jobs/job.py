@@ -76,8 +76,8 @@ def resume_run(run: str, args: list[str]) -> int:
     """Resumes the run that `resume=` means, if it has anything left to do; returns the exit code."""
     folder = select.run(run, "resume")
     cfg, past = resume.config(folder, args)
-    if past["status"] == "completed" and cfg.trainer.max_epochs == past["config"]["trainer"]["max_epochs"]:
-        print(f"{folder}: has completed; trainer.max_epochs=N with a larger N trains it further")
+    if past["status"] == "completed" and (done := resume.nothing_left(cfg, past)):
+        print(f"{folder}: {done}")
         return 0
     # the further processes of trainer=ddp start by the same arguments, and `last` may mean another run by then
     sys.argv = [f"resume={folder.resolve()}" if arg.startswith("resume=") else arg for arg in sys.argv]
@@ -90,19 +90,32 @@ def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool
     if not is_worker():
         for line in manifest.changes(folder, past, content):
             print(f"{folder}: resumed with {line}", file=sys.stderr)
-    return train(cfg, folder, content, again=True, in_sweep=in_sweep)
+    return train(cfg, folder, content, past, in_sweep)
 
 
-def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = False, in_sweep: bool = False) -> int:
-    """Trains into a folder, keeping `content` in `result.json`; what goes wrong is printed. Returns the exit code."""
+def train(
+    cfg: Config, folder: Path, content: dict[str, Any], past: dict[str, Any] | None = None, in_sweep: bool = False
+) -> int:
+    """Trains into a folder, keeping `content` in `result.json`; what goes wrong is printed. Returns the exit code.
+
+    `past` is the `result.json` of a run that is resumed. If it ends before it goes on, the file says that again.
+    """
+    kept = past if past and (not in_sweep or past["status"] == "completed") else None
+
+    def ends(status: str, why: str) -> None:
+        _write(folder, kept or content | {"status": status, "reason": why})
 
     def interrupted(signum: int) -> None:
         if content["status"] == "running":
-            _write(folder, content | {"status": "interrupted", "reason": reason(signum)})
+            ends("interrupted", reason(signum))
 
     def begun(epoch: int, batch: int) -> None:
+        nonlocal kept
+        kept = None
         if (epoch, batch) != (0, 0):
             content["begins"] |= {"epoch": epoch, "batch": batch}
+            if "finished" in content and not is_worker():
+                manifest.keep_finished(folder)
             _write(folder, content)
 
     parent = os.getppid()
@@ -116,7 +129,8 @@ def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = Fals
                     manifest.write(folder, content)
                     code.keep(folder, code.current(cfg.allowed_packages))
                     tables.announce(cfg, folder)
-                result = _train(cfg, folder, again, signals, folder / layout.TRIAL if in_sweep else None, begun)
+                trial = folder / layout.TRIAL if in_sweep else None
+                result = _train(cfg, folder, past is not None, signals, trial, begun)
             except Interrupted as stop:
                 interrupted(stop.signum)
                 if is_worker():
@@ -126,20 +140,22 @@ def train(cfg: Config, folder: Path, content: dict[str, Any], again: bool = Fals
                 raise
             except Pruned as stop:
                 print(stop)
-                _write(folder, content | {"status": "pruned", "reason": str(stop)})
+                ends("pruned", str(stop))
                 return 0
             except Exception as error:
                 if is_worker() and os.getppid() != parent:
                     return 1  # the first process has ended and said why
                 mistake = error if isinstance(error, UserError) else _known(error, cfg, folder)
                 text = str(mistake or f"{type(error).__name__}: {error}")
-                _write(folder, content | {"status": "failed", "reason": text})
+                ends("failed", text)
                 if mistake is not None:
                     return mistake.exit_code if is_worker() else terminal.fail(mistake)
                 traceback.print_exc()
                 return 1
             content |= {"status": "completed"} | result
+            content.pop("finished", None)
             _write(folder, content)
+            layout.checkpoint(folder, layout.FINISHED).unlink(missing_ok=True)
     except UserError as error:  # from the lock
         return terminal.fail(error)
     if not is_worker():

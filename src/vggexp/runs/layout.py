@@ -6,6 +6,7 @@ RESULT = "result.json"  # what made the run, its status and its final scores
 METRICS = "metrics.csv"  # every logged value
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+FINISHED = "finished.ckpt"  # what a finished run was tested with, while it is trained further
 LOCK = ".lock"  # held by the process that works in the folder
 CODE, HASHES = "code", "files.json"  # what made the run and is in no commit; a package's files by hash
 LOGGER_ID = "logger_id.txt"  # the name by which a logger's server knows the run
@@ -29,5 +30,5 @@ def checkpoint(run: Path, name: str) -> Path:
 
 def tested_checkpoint(run: Path) -> Path:
     """The checkpoint that a finished run was tested with: the best by val/acc, without validation the last."""
-    best = checkpoint(run, BEST)
-    return best if best.exists() else checkpoint(run, LAST)
+    paths = [checkpoint(run, name) for name in (FINISHED, BEST, LAST)]
+    return next((path for path in paths if path.exists()), paths[-1])

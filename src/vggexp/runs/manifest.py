@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -71,7 +72,17 @@ def resumed(content: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, An
     segment = {key: past.get(key) for key in SEGMENT}
     same = {key: past.get(key) for key in ("started", "experiment")}
     same |= {key: content[key] or past.get(key) for key in REMARKS}
+    finished = past if past["status"] == "completed" else past.get("finished")
+    same |= {"finished": finished} if finished else {}
     return {**content, **same, "segments": [*past.get("segments", []), segment]}
+
+
+def keep_finished(folder: Path) -> None:
+    """Keeps the checkpoint that a finished run was tested with from being replaced while the run is trained further."""
+    tested, kept = layout.tested_checkpoint(folder), layout.checkpoint(folder, layout.FINISHED)
+    if not kept.exists() and tested.exists():
+        with files.replacing(kept) as temporary:
+            shutil.copyfile(tested, temporary)
 
 
 def changes(folder: Path, past: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,8 @@ def read(folder: Path) -> Run:
     status, reason = result["status"], str(result.get("reason") or "")
     if status == "running" and not manifest.is_locked(folder):
         status, reason = "interrupted", KILLED
+    if status != "running" and isinstance(result.get("finished"), dict):  # what was finished outlives an attempt
+        status, result = "completed", {**result["finished"], "attempt": {"status": status, "reason": reason}}
     return Run(folder, status, reason, result, flatten(result["config"]))
 
 

@@ -13,6 +13,12 @@ from vggexp.runs import layout, manifest
 
 EXTENDABLE = "trainer.max_epochs"  # the only key that may change, and only to a larger value
 
+FREE = (
+    *("data.root", "data.cache_dir", "data.num_workers", "checkpoint.every_n_seconds"),
+    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
+)
+"""The keys that change no number: of data, the sha256 is checked, and their order does not depend on who loads them."""
+
 TRUST = "allowed_packages"
 """Says whom the user trusts, not what the run is; so the run folder's own value does not count."""
 
@@ -42,6 +48,8 @@ def check_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:
     for key in {**old, **new}:
         if key in (TRUST, *REMARKS) or (key in new and key in old and new[key] == old[key]):
             continue
+        if key in FREE and key in old and str(old.get("data._target_")).startswith("vggexp."):
+            continue
         if key not in old:
             raise UserError(f"{key}={new[key]}: unknown key; the run has no such key")
         was = f"{key}={new.get(key)}: the run has {old[key]}"
@@ -49,3 +57,15 @@ def check_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:
             raise UserError(f"{was}, and a resumed run cannot change it; leave it out, or start a new run")
         if not isinstance(new[key], int) or new[key] < old[key]:
             raise UserError(f"{was}; a resumed run can only have more")
+
+
+def nothing_left(cfg: Config, past: Mapping[str, Any]) -> str | None:
+    """Why a completed run has nothing left to train; None if it has."""
+    then = flatten(past["config"])
+    early = past.get("epochs") != then.get(EXTENDABLE)
+    for key in ("trainer.early_stopping.patience", "trainer.max_steps", "trainer.max_time"):
+        if early and then.get(key) is not None:
+            ended = f"{key}={then[key]} ended it after {past.get('epochs')} epochs"
+            return f"has completed: {ended}, and more epochs do not change that; start a new run"
+    longer = cfg.trainer.max_epochs != then.get(EXTENDABLE)
+    return None if longer else "has completed; trainer.max_epochs=N with a larger N trains it further"

@@ -28,6 +28,7 @@ from vggexp.system.signals import Signals, kill_children
 from vggexp.training.callbacks.history import History
 from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps
 from vggexp.training.callbacks.saver import Saver
+from vggexp.training.callbacks.start import Start
 from vggexp.training.callbacks.throughput import Throughput
 from vggexp.training.classifier import Classifier, from_config
 from vggexp.training.trainer import compile_in_place, make_trainer
@@ -63,7 +64,8 @@ def run(
     Args:
         resume: continues from the newest checkpoint in `folder`, or starts if there is none yet.
         callbacks: beside the run's own.
-        begun: is told from where training goes on: the epoch, counted from 0, and how many of its batches are done.
+        begun: is told before the first step from where training goes on: the epoch, counted from 0, and how many of
+            its batches are done.
 
     Returns:
         The results by name: the scores, each an exact mean over samples; `epochs`, `best_epoch`, `seconds` (all of
@@ -77,8 +79,7 @@ def run(
     others = multiprocessing.active_children()
     signals = signals or Signals()
     try:
-        prepared = prepare(cfg, folder, resume, signals, callbacks)
-        begun(*prepared.position)
+        prepared = prepare(cfg, folder, resume, signals, [Start(lambda: begun(*prepared.position)), *callbacks])
         fit(prepared)
         result = summarize(prepared)
         if prepared.trainer.is_global_zero:
