@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from conftest import QUICK, Run, configure, started, vggexp
 from synthetic import TEST, SyntheticMNIST
@@ -106,6 +107,27 @@ def test_training_steps_do_not_leak_memory(train: Callable[..., Run]) -> None:
     before = len(torch.cuda._queued_calls)
     train()  # 10 steps
     assert len(torch.cuda._queued_calls) - before < 5
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("schedule", ["none", "cosine", "onecycle", "triangular"])
+def test_the_rates_that_are_logged_are_those_that_each_step_used(
+    schedule: str, optimizer: str, train: Callable[..., Run]
+) -> None:
+    used: list[list[float]] = []
+    hook = register_optimizer_step_pre_hook(lambda o, *_: used.append([group["lr"] for group in o.param_groups]))
+    options = [f"scheduler={schedule}", f"optimizer={optimizer}", "trainer.log_every_n_steps=1"]
+    try:
+        run = train(*options, "trainer.accumulate_grad_batches=2", "trainer.max_epochs=4", "optimizer.lr=0.02")
+    finally:
+        hook.remove()
+    columns = logged(run.folder)
+    names = ["lr", *(f"lr_{n}" for n in range(1, len(used[0])))]
+    assert run.result["steps"] == len(used) > 6
+    assert [list(rates) for rates in zip(*(columns[name] for name in names), strict=True)] == used
+    ends = {"none": (1, 1), "cosine": (None, 0), "onecycle": (0.04, 1e-4), "triangular": (0.1, None)}[schedule]
+    for rate, share in zip((columns["lr"][0], columns["lr"][-1]), ends, strict=True):
+        assert share is None or rate == pytest.approx(0.02 * share, abs=1e-12)
 
 
 def test_the_test_runs_on_the_best_epoch(train: Callable[..., Run]) -> None:

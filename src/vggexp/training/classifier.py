@@ -133,6 +133,17 @@ class Classifier(L.LightningModule):
             return optimizer  # type: ignore[no-any-return]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, which would refuse a fused optimizer in bf16-mixed as in 16-mixed, where it must."""
+        if gradient_clip_val:
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip([weight for group in optimizer.param_groups for weight in group["params"]], gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the checkpoint is about, and each process's sums behind train/loss and train/acc."""
         checkpoint |= {**self.about, "precision": self.trainer.precision}

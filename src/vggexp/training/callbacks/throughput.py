@@ -1,22 +1,24 @@
-"""`images_per_second`, `train_seconds` and `lr`."""
+"""`images_per_second`, `train_seconds`, and the learning rate of each parameter group: `lr`, `lr_1`, ..."""
 
 import time
 from typing import Any
 
 import lightning as L
 import torch
+from torch.optim import Optimizer
 
 
 class Throughput(L.Callback):
     """Measures the training loop alone: reading, resizing, forward, backward and update, without validation.
 
-    Logs per epoch `images_per_second` (over all processes) and `train_seconds`, all epochs' so far; `lr` every
-    `log_every_n_steps` and at an epoch's end.
+    Logs per epoch `images_per_second` (over all processes) and `train_seconds`, all epochs' so far; the rates that a
+    step has used every `log_every_n_steps` and at an epoch's end.
     """
 
     def __init__(self) -> None:
         self.images, self.seconds = 0, 0.0
         self._images, self._seconds, self._logged = 0, 0.0, -1
+        self._rates: list[float] = []
 
     @property
     def images_per_second(self) -> float | None:
@@ -24,18 +26,22 @@ class Throughput(L.Callback):
         return self.images / self.seconds if self.seconds else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"run": (self.images, self.seconds), "epoch": (self._images, self._seconds), "logged": self._logged}
+        epoch, rates = (self._images, self._seconds), {"logged": self._logged, "rates": self._rates}
+        return {"run": (self.images, self.seconds), "epoch": epoch, **rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images, self.seconds = state_dict["run"]
         self._images, self._seconds = state_dict["epoch"]
-        self._logged = state_dict["logged"]
+        self._logged, self._rates = state_dict["logged"], state_dict.get("rates", [])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter() - self._seconds
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._images, self._start = 0, time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]  # a schedule is about to change them
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._images += len(batch[1])
@@ -45,17 +51,17 @@ class Throughput(L.Callback):
         self._seconds = time.perf_counter() - self._start
         stepped = trainer.global_step - 1 > self._logged
         if stepped and not last and batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_lr(trainer)
+            self._log_rates(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._log_lr(trainer)
+        self._log_rates(trainer)
         images = self._images * trainer.world_size
         self.images, self.seconds = self.images + images, self.seconds + self._seconds
         values = {"images_per_second": images / self._seconds, "train_seconds": self.seconds}
         pl_module.log_dict(values, sync_dist=True, rank_zero_only=True)  # the first process's; nothing is exchanged
 
-    def _log_lr(self, trainer: L.Trainer) -> None:
+    def _log_rates(self, trainer: L.Trainer) -> None:
         self._logged = trainer.global_step - 1
-        lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-        for logger in trainer.loggers:  # not `self.log`, which would round it to float32
-            logger.log_metrics({"lr": lr}, step=self._logged)
+        rates = {f"lr_{n}" if n else "lr": rate for n, rate in enumerate(self._rates)}
+        for logger in trainer.loggers if rates else []:  # not `self.log`, which would round them to float32
+            logger.log_metrics(rates, step=self._logged)
