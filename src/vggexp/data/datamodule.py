@@ -3,6 +3,7 @@
 N images of a batch, H = W = 28 pixels as stored, S = `resize` pixels as the network gets them.
 """
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
@@ -67,6 +68,12 @@ class Loader(DataLoader[tuple[Tensor, ...]]):
     def __iter__(self) -> Any:
         with blocked():
             return super().__iter__()
+
+
+def _context() -> dict[str, Any]:
+    """How workers are started: by Python's default, also where a launcher has brought its own way, as joblib's does."""
+    own = multiprocessing.get_start_method() in (methods := multiprocessing.get_all_start_methods())
+    return {} if own else {"multiprocessing_context": methods[0]}
 
 
 def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +175,8 @@ class FashionMNIST(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         options: dict[str, Any] = {"device": self._device, "epoch": epoch, "done": done}
         batches = Batches(self.indices[stage], self.batch_size, seed=seed, rank=rank, world_size=world, **options)
-        return Loader(self.sets[stage], sampler=batches, batch_size=None, num_workers=self.num_workers)
+        workers = {"num_workers": self.num_workers, **_context()} if self.num_workers else {}
+        return Loader(self.sets[stage], sampler=batches, batch_size=None, **workers)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         loader = self.loader("train", *self._start)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from vggexp.config import compose
 from vggexp.config.compose import Session
 from vggexp.config.schema import Config
-from vggexp.errors import Pruned, UserError
+from vggexp.errors import Pruned, UserError, described
 from vggexp.jobs import launcher
 from vggexp.runs import code, layout, manifest, resume, select, tables
 from vggexp.system import terminal
@@ -145,8 +145,9 @@ def train(
             except Exception as error:
                 if is_worker() and os.getppid() != parent:
                     return 1  # the first process has ended and said why
-                mistake = error if isinstance(error, UserError) else _known(error, cfg, folder)
-                text = str(mistake or f"{type(error).__name__}: {error}")
+                errors = list(_chain(error))
+                mistake = next(filter(None, (_known(each, cfg, folder) for each in errors)), None)
+                text = str(mistake or "; then ".join(map(described, reversed(errors))))
                 ends("failed", text)
                 if mistake is not None:
                     return mistake.exit_code if is_worker() else terminal.fail(mistake)
@@ -187,8 +188,17 @@ def is_worker() -> bool:
     return int(os.environ.get("RANK") or rank or os.environ.get("LOCAL_RANK") or 0) > 0
 
 
-def _known(error: Exception, cfg: Config, folder: Path) -> UserError | None:
-    """The message for an error of the system; None if it is not one that a user can put right."""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it covers, such as the cause of an error in Lightning's teardown; the first comes last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _known(error: BaseException, cfg: Config, folder: Path) -> UserError | None:
+    """The message for a mistake or an error of the system; None if it is not one that a user can put right."""
+    if isinstance(error, UserError):
+        return error
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         half = "half of it with trainer.accumulate_grad_batches=2"
