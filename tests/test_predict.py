@@ -2,7 +2,12 @@
 
 import csv
 import gzip
+import io
 import json
+import os
+import struct
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,6 +144,117 @@ def test_sixteen_bits_rotation_tags_and_large_jpegs_are_read_correctly(tmp_path:
     assert seen[16:].max() < 50
 
 
+def refusals(*paths: Path) -> tuple[list[str], dict[str, str], list[str]]:
+    """The names of what was read, why the rest was not, and what was noted."""
+    refused: dict[str, str] = {}
+    notes: list[str] = []
+    read = images.read(
+        paths, False, lambda path, text: refused.update({path.name: text}), lambda path, text: notes.append(text)
+    )
+    return [Path(name).name for name, _ in read], refused, notes
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif", "bmp", "gif", "avif", "jp2", "jpg"])
+def test_what_pillow_opens_is_read(suffix: str, tmp_path: Path) -> None:
+    block = np.zeros((60, 60), dtype=np.uint8)
+    block[:30] = 200
+    options = {"quality": 95} if suffix in ("webp", "avif", "jpg") else {}
+    Image.fromarray(block).convert("RGB").save(tmp_path / f"a.{suffix}", **options)
+    (tmp_path / "notes.txt").write_text("no picture")
+    told: list[str] = []
+    (path,) = images.files(str(tmp_path), lambda _, text: told.append(text))
+    assert told == ["1 files are no pictures (1 .txt) and are left out"]
+    (seen,) = read(path)
+    assert abs(int(seen[5, 5]) - 200) < 8
+    assert seen[22, 5] < 8
+
+
+def test_of_several_frames_the_first_is_used_and_it_is_said(tmp_path: Path) -> None:
+    frames = [Image.new("L", (28, 28), shade) for shade in (40, 90)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert refusals(tmp_path / "a.gif") == (["a.gif"], {}, ["has 2 frames, of which the first is used"])
+    assert set(read(tmp_path / "a.gif").flat) == {40}
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_gray_of_a_png_is_background_at_every_depth(bits: int, tmp_path: Path) -> None:
+    """Written by hand: Pillow itself writes no such file. The left half has the transparent gray, the right another."""
+    clear, other = 2**bits - 1, 2 ** (bits - 1) - 1 or 0
+    samples = np.repeat([[clear] * 14 + [other] * 14], 28, axis=0)
+    if bits == 16:
+        rows = [b"\0" + row.astype(">u2").tobytes() for row in samples]
+    else:
+        spread = (samples[..., None] >> np.arange(bits)[::-1]) & 1
+        rows = [b"\0" + np.packbits(row.reshape(-1)).tobytes() for row in spread.astype(np.uint8)]
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, bits, 0, 0, 0, 0))
+    body = chunk(b"tRNS", struct.pack(">H", clear)) + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
+    (seen,) = read(tmp_path / "a.png")
+    assert set(seen[:, :13].flat) == {0}
+    assert set(seen[:, 15:].flat) == {other * 255 // (2**bits - 1)}
+
+
+def test_a_file_that_breaks_its_reader_does_not_stop_the_others(tmp_path: Path) -> None:
+    good = Image.fromarray(PIXELS[0])
+    good.save(tmp_path / "a.png")
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"72\0\0")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + tags + bytes(4)  # a resolution that is text
+    good.resize((60, 60)).save(tmp_path / "b.jpg", exif=exif)
+    (tmp_path / "c.tif").write_bytes(b"II*\0" + b"\xff" * 200)
+    Image.new("L", (300_000, 1), 255).save(tmp_path / "d.png")
+    good.save(tmp_path / "e.png")
+    named, refused, _ = refusals(*(tmp_path / name for name in ("a.png", "b.jpg", "c.tif", "d.png", "e.png")))
+    assert (named, list(refused)) == (["a.png", "b.jpg", "d.png", "e.png"], ["c.tif"])
+
+
+def test_broken_metadata_and_readers_that_raise_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "getexif", lambda self: 1 / 0)
+    assert np.array_equal(read(tmp_path / "a.png")[0], PIXELS[0])
+    monkeypatch.setattr(Image.Image, "convert", lambda self, mode: {}["nothing"])
+    assert refusals(tmp_path / "a.png") == ([], {"a.png": "'nothing'"}, [])
+
+
+def test_a_pipe_is_read_once_and_patterns_go_deeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(PIXELS[0]).save(tmp_path / "deep" / "er" / "a.png")
+    (path,) = images.files(f"{tmp_path}/**/*.png")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(path.read_bytes()))
+    writer.start()
+    assert np.array_equal(read(tmp_path / "pipe")[0], PIXELS[0])
+    writer.join()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert images.files("-") == [Path("-")]
+    assert np.array_equal(read(Path("-"))[0], PIXELS[0])
+
+
+def test_a_light_border_looks_inverted() -> None:
+    assert not any(map(images.looks_inverted, PIXELS[:50]))
+    assert all(images.looks_inverted(255 - image) for image in PIXELS[:50])
+
+
+@pytest.mark.slow
+def test_predictions_never_replace_a_picture_and_any_file_name_can_be_written(
+    trained: Run, folder: Path, tmp_path: Path
+) -> None:
+    common = (f"run={trained.folder}", "allowed_packages=[synthetic]")
+    odd = tmp_path / os.fsdecode(b"caf\xe9[red].png")
+    Image.fromarray(255 - PIXELS[0]).save(odd)
+    refused = vggexp("predict", *common, f"input={tmp_path}", f"output={odd}")
+    assert (refused.returncode, refused.stderr.count("is one of the pictures; name another file")) == (2, 1)
+    assert np.array_equal(read(odd)[0], 255 - PIXELS[0])
+    for form, words in (("csv", "caf\\xe9[red].png,bar"), ("table", "caf\\xe9[red].png")):
+        done = vggexp("predict", *common, f"input={tmp_path}", f"format={form}", PYTHONIOENCODING="utf-8")
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+        assert "has a light border; if it shows dark things on light ground, set invert=true" in done.stderr
+
+
 def test_pictures_are_read_one_batch_at_a_time(trained: Run) -> None:
     taken = 0
 
@@ -157,7 +273,9 @@ def test_pictures_are_read_one_batch_at_a_time(trained: Run) -> None:
 
 def test_invalid_inputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
-    assert f"input={tmp_path}: holds no .png" in refusal(lambda: images.files(str(tmp_path)))
+    assert f"input={tmp_path}: holds no picture" in refusal(lambda: images.files(str(tmp_path)))
+    for empty in ("", " ", "a,,b", "a,"):
+        assert f"input={empty}: has an empty part" in refusal(lambda empty=empty: images.files(empty)), empty
     assert "no such file" in refusal(lambda: images.files("nowhere.png"))
     (tmp_path / "a,b.png").touch()
     assert images.files(str(tmp_path / "a,b.png")) == [tmp_path / "a,b.png"]

@@ -57,6 +57,77 @@ def test_safetensors_and_our_own_names_are_accepted(make: Callable[[], torch.nn.
 
 
 @pytest.mark.parametrize(
+    ("prefix", "dtype"),
+    [
+        ("", torch.float32),
+        ("module.", torch.float16),
+        ("_orig_mod.module.", torch.bfloat16),
+        ("model.net.", torch.float32),
+        ("network.", torch.float32),
+    ],
+)
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict", "ema", "model_ema", "params"])
+def test_what_a_training_loop_wraps_around_the_weights_is_taken_off(
+    wrapper: str | None, prefix: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    source, net = VGG(**SMALL), VGG(**SMALL)
+    weights = {f"{prefix}{name}": value.to(dtype) for name, value in source.state_dict().items()}
+    content = weights if wrapper is None else {wrapper: weights | {"n_averaged": torch.tensor(3)}, "epoch": 4}
+    torch.save(content, tmp_path / "w.pth")
+    line = pretrained.load(net, str(tmp_path / "w.pth"))
+    for name, value in source.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value.to(dtype).float())
+    assert (f"its {wrapper}" in line) == (wrapper is not None)
+    assert (f"without the prefix {prefix}" in line) == bool(prefix)
+
+
+def test_of_several_state_dicts_the_one_whose_names_fit_is_taken(tmp_path: Path) -> None:
+    source, net = VGG(**SMALL), VGG(**SMALL)
+    torch.save({"state_dict": {"other.weight": torch.zeros(2)}, "ema": source.state_dict()}, tmp_path / "w.pth")
+    assert "taken from its ema" in pretrained.load(net, str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_torchvisions_own_batch_norm_files_lack_a_counter(tmp_path: Path) -> None:
+    source, net = VGG(batch_norm=True, **SMALL), VGG(batch_norm=True, **SMALL)
+    content = torch.load(torchvisions(source, tmp_path / "w.pth"))
+    torch.save({name: value for name, value in content.items() if "num_batches" not in name}, tmp_path / "w.pth")
+    pretrained.load(net, str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_timms_names_and_convolutions_over_all_that_is_left_are_understood(tmp_path: Path) -> None:
+    source, net = VGG(in_channels=3, **SMALL), VGG(in_channels=3, **SMALL)
+    content = torch.load(torchvisions(source, tmp_path / "w.pth"))
+    channels = source.features[-1][0].out_channels
+    names = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+    timms = {}
+    for name, value in content.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer in ("classifier.0", "classifier.3"):
+            value = value.reshape(len(value), channels if layer == "classifier.0" else -1, 1, 1)
+        timms[f"{names.get(layer, layer)}.{kind}"] = value
+    torch.save(timms, tmp_path / "w.pth")
+    pretrained.load(net, str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_a_flipped_bit_in_a_foreign_file_is_noticed(tmp_path: Path) -> None:
+    path, net = tmp_path / "w.pth", VGG(**SMALL)
+    torch.save(net.state_dict(), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "has been altered: the checksum of w/data/" in refusal(lambda: pretrained.load(net, str(path)))
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(net.state_dict(), path)  # without checksums
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert "loaded 22 of 22" in pretrained.load(net, str(path))
+
+
+@pytest.mark.parametrize(
     ("source", "first"),
     [
         (lambda: VGG("vgg13", **SMALL), "features.1.0.weight is 4×2×3×3 here, the file lacks it"),

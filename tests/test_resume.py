@@ -216,8 +216,10 @@ def test_metrics_csv_keeps_complete_rows_before_the_step_and_accepts_new_columns
 def test_runs_stay_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     policy.check_folder("outputs/a", "key")
-    for place in ("outputs", "elsewhere", "outputs/../a", "/tmp/a", "outputsider/a"):
+    for place in ("elsewhere", "outputs/../a", "/tmp/a", "outputsider/a"):
         assert refusal(lambda place=place: policy.check_folder(place, "key")).startswith(f"key={place}: is outside")
+        policy.check_folder(place, "key", typed=True)
+    assert "key=outputs: is outputs/; name" in refusal(lambda: policy.check_folder("outputs", "key", typed=True))
     monkeypatch.setenv("VGGEXP_OUTPUTS", str(tmp_path / "scratch"))
     policy.check_folder(str(tmp_path / "scratch" / "a"), "key")
     assert "is outside" in refusal(lambda: policy.check_folder("outputs/a", "key"))

@@ -19,6 +19,6 @@ class Pruned(Exception):
     """A search has stopped a run early; the message says why."""
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """Another library's error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

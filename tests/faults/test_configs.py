@@ -110,11 +110,7 @@ HYDRA = [
     "-m data.root=../../canary hydra.sweep.subdir=${data.root}",
     "--config-dir=conf --config-name=evil",
     "hydra.output_subdir=../../canary",
-    "hydra.run.dir=canary",
-    "hydra.run.dir=outputs/../canary",
-    "hydra.run.dir=outputs/link/canary",
     "hydra.run.dir=outputs",
-    "-m hydra.sweep.dir=canary",
     "-m hydra.sweep.subdir=../../canary",
     "--experimental-rerun=evil.pickle",
     "model._target_=${oc.env:EVIL}",
@@ -138,6 +134,9 @@ FILES = {
     "a package on the search path": "hydra:\n  searchpath: [pkg://evil]",
     "an interpolated package": "hydra:\n  searchpath: ['${oc.env:EVIL_PATH}']",
     "a package by a merge": "a: &a {searchpath: [pkg://evil]}\nhydra: {<<: *a}",
+    "a run folder elsewhere": "hydra: {run: {dir: canary}}",
+    "a run folder above": "hydra: {run: {dir: outputs/../canary}}",
+    "a run folder through a link": "hydra: {run: {dir: outputs/link/canary}}",
     "a package in bytes": "hydra: {searchpath: [!!binary cGtnOi8vZXZpbA==]}",
 }
 

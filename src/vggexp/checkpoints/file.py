@@ -116,11 +116,14 @@ def _refuse_tricks(path: Path, label: str) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise UserError(f"{label}: holds compressed data, which a weights file never does; use another file")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size or max(pickles, default=0) > LARGEST_PICKLE:
-        raise UserError(f"{label}: claims to hold more than its size allows; use another file")
+        pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise UserError(f"{label}: holds compressed data, which a weights file never does; use another file")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size or max(pickles, default=0) > LARGEST_PICKLE:
+            raise UserError(f"{label}: claims to hold more than its size allows; use another file")
+        # torch checks no sums, and may be told to write none
+        if any(entry.CRC for entry in entries) and (broken := archive.testzip()) is not None:
+            raise UserError(f"{label}: has been altered: the checksum of {broken} differs; use an intact file")
 
 
 def _refuse_blown_up(content: Any, size: int, label: str) -> None:
@@ -154,9 +157,25 @@ def _read_safetensors(path: Path, label: str) -> dict[str, Any]:
         raise UserError(f"{label}: is damaged or not a safetensors file; use an intact one") from error
 
 
-def state_dict(content: dict[str, Any], label: str) -> dict[str, torch.Tensor]:
-    """A network's weights by name: from one of our checkpoints, or the content itself."""
-    found = content.get("state_dict", content)
-    if not isinstance(found, dict) or not found or not all(isinstance(x, torch.Tensor) for x in found.values()):
+WRAPPERS = ("state_dict", "model", "model_state_dict", "params", "ema", "model_ema")
+PREFIXES = ("net.", "module.", "_orig_mod.", "model.", "network.")
+"""Under what, and behind what, training loops save a network's weights; averaging adds the number of its steps."""
+
+
+def state_dicts(content: dict[str, Any], label: str) -> dict[str, dict[str, torch.Tensor]]:
+    """What may be a network's weights by name, each under a description of where it was found; empty for plain ones."""
+    found = {}
+    for key, inner in {"": content, **{key: content.get(key) for key in WRAPPERS}}.items():
+        inner = inner if isinstance(inner, dict) else {}
+        weights = {str(name): value for name, value in inner.items() if name != "n_averaged"}
+        if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            continue
+        stripped = ""
+        while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+            stripped += prefix
+        where = [f"its {key}"] * bool(key) + [f"without the prefix {stripped}"] * bool(stripped)
+        found[", ".join(where)] = weights
+    if not found:
         raise UserError(f"{label}: holds no state dict; use a weights file")
-    return {str(name).removeprefix("net."): tensor for name, tensor in found.items()}
+    return found

@@ -3,7 +3,8 @@
 Names what pictures show.
 
   run         a run folder, a checkpoint file, or last: the newest run under outputs/
-  input       PNG and JPEG files of any size, a folder of them, or an IDX file; several between commas, or a pattern
+  input       pictures of any size (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000), a folder of them, or an IDX file;
+              several between commas, a pattern such as photos/**/*.jpg, or - for one from standard input
   invert      true for dark things on light ground (default: false). Fashion-MNIST shows light things on black, and a
               photograph on a white wall is nothing that the network has ever seen.
   format      table, csv or json (default: table, or what the ending of output says)
@@ -19,11 +20,13 @@ left out; the exit code is then 1.
 import contextlib
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 from rich.console import Console
 from rich.progress import track
@@ -59,8 +62,13 @@ def main(args: list[str]) -> int:
         refused.append(path)
         console.print(f"vggexp: {path}: {reason}; left out", soft_wrap=True)
 
+    def note(path: Path, text: str) -> None:
+        console.print(f"vggexp: {path}: {text}", soft_wrap=True)
+
     given, overrides = options.parse(Predict, args, ("allowed_packages",))
-    paths = pictures.files(given.input)
+    paths = pictures.files(given.input, note)
+    if given.output and any(given.output.resolve() == path.resolve() for path in paths):
+        raise UserError(f"output={given.output}: is one of the pictures; name another file")
     network = load.load(given.run, overrides)
     from vggexp.inference.predict import predict
 
@@ -68,16 +76,27 @@ def main(args: list[str]) -> int:
     device = hardware.device(given.device)
     if given.device not in ("auto", device.type):
         raise UserError(f"device={given.device}: is not available here; set device=auto")
-    images = pictures.read(track(paths, "reading", console=console, disable=hidden), given.invert, refuse)
-    predictions = predict(network, images, given.batch_size, device)
+    images = pictures.read(track(paths, "reading", console=console, disable=hidden), given.invert, refuse, note)
+    light: list[str] = []
+
+    def seen() -> Iterator[tuple[str, np.ndarray]]:
+        for name, image in images:
+            light.extend([name] if not given.invert and pictures.looks_inverted(image) else [])
+            yield os.fsencode(name).decode("utf-8", "backslashreplace"), image
+
+    predictions = predict(network, seen(), given.batch_size, device)
     suffix = given.output.suffix[1:] if given.output else ""
     form: Format = given.format or (suffix if suffix in ("csv", "json") else "table")  # type: ignore[assignment]
     with contextlib.ExitStack() as stack:
         file: IO[str] = sys.stdout
         if given.output:
             stack.enter_context(files.writing(given.output.parent, f"output={given.output}"))
-            file = stack.enter_context(open(given.output, "w", newline="", encoding="utf-8"))
+            temporary = stack.enter_context(files.replacing(given.output))
+            file = stack.enter_context(open(temporary, "w", newline="", encoding="utf-8"))
         _write(predictions, network.classes, form, file)
+    if light:
+        others = f", as {len(light) - 1} more have" if len(light) > 1 else ""
+        note(Path(light[0]), f"has a light border{others}; if it shows dark things on light ground, set invert=true")
     if refused:
         print(f"vggexp: {len(refused)} of {len(paths)} files could not be read", file=sys.stderr)
     return 1 if refused else 0

@@ -32,7 +32,6 @@ from vggexp.system.terminal import say, short
 
 VARIED = "varied"  # what sets a run apart from those beside it
 COLUMNS = ("run", "status", VARIED, "val/acc", "test/acc", "epochs", "seconds", "size")
-MOST = 6  # varied keys in a row
 
 
 class Listing(options.Options):
@@ -74,7 +73,7 @@ def main(args: list[str]) -> int:
             files.write_csv(given.csv, header, [[query.value(run, name) for name in header] for run in found])
         say(f"{len(found)} runs in {short(given.csv)}")
         return 0
-    varied = _varied(found) if VARIED in given.columns else {}
+    varied = read.labels(found) if VARIED in given.columns else {}
     rows = [[varied[run.folder] if name == VARIED else _text(run, name) for name in given.columns] for run in found]
     words = [name in (VARIED, "run", *query.OWN[:-1]) for name in given.columns]
     header = list(map(metrics.label, given.columns))
@@ -141,21 +140,6 @@ def _find(named: Sequence[str]) -> list[Run]:
     if not named and not places[0].is_dir():
         raise UserError(f"there is no run under {paths.outputs()}/; start one, or name its folder")
     return read.find(places)
-
-
-def _varied(found: Sequence[Run]) -> dict[Path, str]:
-    """What sets each run apart from those beside it."""
-    beside: dict[Path, list[Run]] = {}
-    for run in found:
-        beside.setdefault(run.folder.parent, []).append(run)
-    texts = {}
-    for together in beside.values():
-        axes = read.varied([run.config for run in together if run.config])
-        for run in together:
-            values = {axis.rpartition(".")[2]: read.text(run.config.get(axis)) for axis in axes[:MOST]}
-            words = [f"{name}={value}" for name, value in values.items()] + ["…"] * (len(axes) > MOST)
-            texts[run.folder] = " ".join(words) if run.config else ""
-    return texts
 
 
 def _text(run: Run, name: str) -> str:

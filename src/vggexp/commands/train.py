@@ -7,13 +7,17 @@ vggexp train sweep=SWEEP_FOLDER      continues a sweep; sweep=last: the last one
                                      code=any keeps the runs that other code has made, code=now trains them again
 """
 
+import os
 import sys
 from argparse import Namespace
 
 import hydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from vggexp.commands import options
 from vggexp.config import compose
+from vggexp.config.messages import one_line
 from vggexp.errors import UserError
 from vggexp.jobs import job, sweep
 from vggexp.system import paths
@@ -35,7 +39,7 @@ def main(args: list[str]) -> int:
         return _show(flags, args)
     with compose.session(flags) as session:
         if flags.cfg:
-            session.grid() if flags.multirun else session.job()
+            session.job()
         elif flags.multirun:
             return sweep.start(session, args, folder is not None, code)
         else:
@@ -49,5 +53,11 @@ def _show(flags: Namespace, args: list[str]) -> int:
     for override in flags.overrides:
         others.remove(override)
     sys.argv = [sys.argv[0], *others, *flags.overrides]
-    hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")(lambda cfg: None)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra would print a mistake with its stack, and end the process
+    try:
+        hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")(lambda cfg: None)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{' '.join(args)}: {one_line(error)}") from error
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
     return 0

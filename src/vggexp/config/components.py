@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that a mistake is reported before torch is lo
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vggexp.models import architecture
 
@@ -23,6 +23,11 @@ class Section(BaseModel):
     """A part of the config: unknown keys, values of another type, nan and inf are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _one_zero(cls, value: Any) -> Any:
+        return 0.0 if isinstance(value, float) and value == 0 else value  # -0.0 is the same number
 
 
 class Component(Section):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -26,8 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from vggexp.config import policy
-from vggexp.config.messages import explain, misplaced, one_line, text_of
-from vggexp.config.schema import Config
+from vggexp.config.messages import explain, key_of, misplaced, one_line, text_of
+from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
 from vggexp.system import paths
 
@@ -59,7 +60,12 @@ OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=Tr
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --hydra-help lists the flags")
+        flag = message.removeprefix("unrecognized arguments: ")
+        remedy = "--hydra-help lists the flags"
+        if flag != message:
+            message = f"{flag}: no such flag"
+            remedy = f"keys take no dashes, such as optimizer.lr=0.01; {remedy}" if "=" in flag else remedy
+        raise UserError(f"{message}; {remedy}")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -77,12 +83,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_intermixed_args(argv)
     if flags.experimental_rerun:
         raise UserError("--experimental-rerun: refused, because it runs code from a pickle; repeat the command instead")
+    modes = {"--run": flags.run, "--multirun": flags.multirun, "--cfg": flags.cfg, "--info": flags.info}
+    modes["--shell-completion"] = flags.shell_completion
+    if len(given := [mode for mode, value in modes.items() if value]) > 1:
+        raise UserError(f"{given[0]}: cannot be combined with {given[1]}; leave one of them out")
+    for name, value in (("--resolve", flags.resolve), ("--package", flags.package)):
+        if value and not (flags.cfg or flags.help):
+            raise UserError(f"{name}: goes with --cfg job; add that")
     for name in ("config_path", "config_dir"):
         if (folder := getattr(flags, name)) is None:
             continue
         if not Path(folder).is_dir():
             raise UserError(f"--{name.replace('_', '-')} {folder}: no such folder")
-        policy.check_files(folder)
     policy.check_overrides(flags.overrides)
     flags.shows = any((flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info))
     return flags
@@ -119,25 +131,43 @@ class Session:
         raw = self.raw if overrides is None else self._compose(overrides)
         cfg = check(raw)
         try:
-            policy.check_hydra(raw.hydra, cfg.allowed_packages, self.flags.multirun)
+            typed = {override.get_key_element() for override in self.overrides}
+            policy.check_hydra(raw.hydra, cfg.allowed_packages, self.flags.multirun, typed)
         except OmegaConfBaseException as error:
             raise UserError(one_line(error)) from None
         return Job(cfg, list(self.fixed) if overrides is None else overrides, raw)
 
     def grid(self) -> list[Job]:
         """Every combination of the values that the command line names, each checked."""
-        params = [f"{key}={value}" for key, value in (self.raw.hydra.sweeper.params or {}).items()]
+        typed = self._choices(self.overrides)
+        chosen = any(len(texts) > 1 and self.loader.get_group_options(key) for key, texts in typed.items())
+        jobs = []
+        for combination in itertools.product(*typed.values()):
+            raw = self._compose(list(combination)) if chosen else self.raw  # each experiment brings its own parameters
+            params = [f"{key}={value}" for key, value in (raw.hydra.sweeper.params or {}).items()]
+            own = {key: texts for key, texts in self._choices(self.parse(params)).items() if key not in typed}
+            jobs += [self.job([*more, *combination]) for more in itertools.product(*own.values())]
+        return jobs
+
+    @staticmethod
+    def _choices(overrides: list[Override]) -> dict[str, list[str]]:
+        """The arguments among which each key has a choice."""
         choices: dict[str, list[str]] = {}
-        for override in [*self.parse(params), *self.overrides]:
+        for override in overrides:
             if not override.is_sweep_override():
                 values = [override.get_value_element_as_str()]
             elif override.is_discrete_sweep():
-                values = list(override.sweep_string_iterator())
+                try:
+                    values = list(override.sweep_string_iterator())
+                except ValueError as error:
+                    raise UserError(f"{text_of(override)}: {error}") from error
+                if not values:
+                    raise UserError(f"{text_of(override)}: has no values; name at least one")
             else:
                 raise UserError(f"{text_of(override)}: has no end of values; name some, or let {SEARCH} choose")
             key = override.get_key_element()
             choices[key] = [f"{key}={value}" for value in values]
-        return [self.job(list(combination)) for combination in itertools.product(*choices.values())]
+        return choices
 
     def parse(self, overrides: list[str]) -> list[Override]:
         """Arguments in Hydra's parsed form."""
@@ -175,6 +205,7 @@ def session(flags: argparse.Namespace) -> Iterator[Session]:
     """Has Hydra compose the configs of a command line."""
     conf = Path(flags.config_path).resolve() if flags.config_path else paths.CONF
     Plugins.instance().register(ConfigDir)
+    SourcesRegistry.instance().types["file"] = policy.FileConfigSource
     ConfigDir.folder = flags.config_dir
     try:
         with initialize_config_dir(str(conf), job_name="train", version_base="1.3"):
@@ -199,10 +230,25 @@ def check(raw: DictConfig) -> Config:
     """The typed form of a composed config."""
     job = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "search")])
     try:
-        values = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from None
-    return validate(values, Config)
+    texts = flatten(OmegaConf.to_container(job))  # type: ignore[arg-type]
+    return validate(_decoded(values, {key for key in texts if str(texts[key]).startswith("${oc.env:")}), Config)
+
+
+def _decoded(values: Any, keys: set[str]) -> Any:
+    """The values, in which the text of an environment variable is a number or the like where its key wants one."""
+    try:
+        if keys:
+            Config.model_validate(values)
+    except ValidationError as error:
+        for fault in error.errors():
+            if (key := ".".join(key_of(fault["loc"], values))) in keys:
+                values = OmegaConf.to_container(
+                    OmegaConf.merge(values, OmegaConf.from_dotlist([f"{key}={fault['input']}"]))
+                )
+    return values
 
 
 def validate(values: Any, schema: type[S], prefix: str = "") -> S:
@@ -223,6 +269,8 @@ def values(overrides: list[str]) -> dict[str, Any]:
     """What `KEY=VALUE` arguments set, as a tree, where no config is composed from them."""
     tree = OmegaConf.create()
     for override in _parse_overrides(overrides, None):
+        if override.is_sweep_override():
+            raise UserError(f"{text_of(override)}: takes one value; leave out the others")
         OmegaConf.update(tree, override.key_or_group, override.value(), force_add=True)
     return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
@@ -235,5 +283,8 @@ def _parse_overrides(overrides: list[str], loader: ConfigLoader | None) -> list[
             parsed += parser.parse_overrides([override])
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{override}: is not KEY=VALUE ({reason}); a value with = , [ or {{ needs quotes") from None
+            key, _, value = override.partition("=")
+            quoted = f"""{key}='"{value}"'""" if value else "KEY='\"VALUE\"'"
+            remedy = f"a value with other characters than letters, digits and /-\\+.$%*@?| needs quotes: {quoted}"
+            raise UserError(f"{override}: is not KEY=VALUE ({reason}); {remedy}") from None
     return parsed

@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -14,6 +16,24 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from vggexp.config.components import SCHEMAS
+
+HINTS = {
+    "trainer.fast_dev_run": "debug=fast runs every stage on a few batches",
+    "trainer.overfit_batches": "debug=overfit learns a few images by heart, and data.train_size=N trains on N images",
+    "trainer.val_check_interval": "validation follows an epoch; trainer.check_val_every_n_epoch=N skips some of them, "
+    "and trainer.limit_train_batches=0.5 makes epochs shorter",
+    "trainer.limit_train_batches=0": "trainer.max_epochs=0 trains nothing",
+    "trainer.limit_val_batches=0": "data.val_size=0 leaves validation out",
+    "trainer.limit_test_batches=0": "a run is always tested, if only on trainer.limit_test_batches=1",
+    "trainer.max_time": "days:hours:minutes:seconds, such as 00:01:30:00",
+    **dict.fromkeys(("experiment", "debug"), "the first line of its file must be # @package _global_"),
+}
+"""How to reach what users look for under another key or value, by KEY or KEY=VALUE."""
+
+
+def _hint(key: str, value: str) -> str:
+    found = HINTS.get(f"{key}={value}") or HINTS.get(key)
+    return f"; {found}" if found else ""
 
 
 def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
@@ -35,11 +55,17 @@ def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader)
             for choice in value if isinstance(value, list) else [value]:
                 if choice is not None and str(choice) not in choices:
                     text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
+                    folders = [each.path.removeprefix("file://") for each in loader.get_search_path().get_path()]
+                    if any(Path(folder, key, f"{choice}.yml").exists() for folder in folders):
+                        return f"{key}={choice}: Hydra reads {choice}.yaml alone; rename {choice}.yml"
                     return text + nearest(str(choice), choices, f"{key}=")
             chosen.append(text_of(override))
     try:
         base = compose(config_name, overrides=chosen, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError):
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        twice = [text_of(o) for o in overrides if o.is_add() and o.key_or_group in groups]
+        if twice and "Multiple values" in str(error):
+            return f"{twice[0]}: leave out the +, for the config has a place for this group"
         return None
     for override in overrides:
         if override.key_or_group in groups or override.is_add() or override.is_force_add():
@@ -68,6 +94,8 @@ def text_of(override: Override) -> str:
 def _unknown(key: str, value: str, where: str, part: str, names: list[str]) -> str:
     prefix = f"{where}." if where else ""
     has = f"{where or 'the config'} has {', '.join(names)}" if names else f"{where} has no keys below it"
+    if hint := _hint(key, value):
+        return f"{key}={value}: unknown key{hint}"
     return f"{key}={value}: unknown key; {has}" + nearest(part, names, prefix)
 
 
@@ -79,8 +107,8 @@ def nearest(word: str, names: Iterable[str], prefix: str = "") -> str:
 def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseModel]) -> str:
     """The first fault in one line: key, value, what is allowed. Faults of a union's members are joined."""
     faults = error.errors()
-    path = _key(faults[0]["loc"], values)
-    same = [fault for fault in faults if _key(fault["loc"], values) == path]
+    path = key_of(faults[0]["loc"], values)
+    same = [fault for fault in faults if key_of(fault["loc"], values) == path]
     fault, key = same[0], ".".join(path)
     given = fault["input"]
     value = json.dumps(given) if given is None or isinstance(given, bool) else str(given)
@@ -91,14 +119,15 @@ def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseMod
         return f"{key}: missing; put it back, or choose its group's default"
     if fault["type"] == "value_error":
         return (f"{key}." if key else "") + str(fault["ctx"]["error"])  # begins with the rest of the key
-    text = dict.fromkeys(f["msg"].replace("Input should be ", "").replace("Input should ", "") for f in same)
-    hint = ""
+    texts = list(dict.fromkeys(re.sub(r"^\w+ should ", "", f["msg"]) for f in same))
+    text = " or ".join([texts[0], *(each.removeprefix("be ") for each in texts[1:])])
+    hint = _hint(key, value)
     if fault["type"] == "literal_error" and isinstance(given, str):
         hint = nearest(given, fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
-    return f"{key}={value}: must be {' or '.join(text)}{hint}"
+    return f"{key}={value}: must {text}{hint}"
 
 
-def _key(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
+def key_of(loc: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
     """The config key of a fault; pydantic appends the members of a union, which are left out."""
     key: list[str] = []
     for part in loc:

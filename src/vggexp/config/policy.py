@@ -1,13 +1,17 @@
 """What a config may not do, though Hydra would let it: run code, write outside the output folder, grow without end."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra._internal.core_plugins import file_config_source
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
 from vggexp.errors import UserError
+from vggexp.system import paths
 from vggexp.system.paths import outputs
 
 LARGEST_FILE, LARGEST_TREE = 2**20, 10**5
@@ -17,35 +21,60 @@ STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_FOLDER, LOG_NAME = "${hydra.runtime.output_dir}/", "${hydra.job.name}"
 
 
-def check_folder(path: str, key: str) -> None:
-    """Refuses a folder to write into that is outside the output folder."""
-    root = outputs().resolve()
-    if root not in Path(path).resolve().parents:
-        raise UserError(f"{key}={path}: is outside {outputs()}/; name a folder in it, or set VGGEXP_OUTPUTS")
+def check_folder(path: str, key: str, typed: bool = False) -> None:
+    """Refuses the output folder itself, and a folder outside of it unless the user has `typed` it."""
+    root, place = outputs().resolve(), Path(path).resolve()
+    if place == root or not (typed or root in place.parents):
+        remedy = f"name a folder in it, type {key} on the command line, or set VGGEXP_OUTPUTS"
+        raise UserError(f"{key}={path}: is {'' if place == root else 'outside '}{outputs()}/; {remedy}")
 
 
-def check_files(folder: str) -> None:
-    """Checks a folder's YAML files before Hydra reads them."""
-    for path in sorted(Path(folder).rglob("*.yaml")):
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's reader of YAML files, which checks each file that is not the project's own before it is composed."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path)).resolve()
+        if paths.CONF in path.parents:
+            return super().load_config(config_path)
         try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise UserError(f"{path}: is larger than {LARGEST_FILE:,} bytes, too large for a config")
-            text = path.read_text(encoding="utf-8")
-            root = yaml.compose(text, yaml.SafeLoader)  # type: ignore[no-untyped-call]
-            if root is None:
-                continue
-            if _size(root, {}) > LARGEST_TREE:
-                raise UserError(f"{path}: its aliases expand to more than {LARGEST_TREE:,} values")
-            for key, value in _strings(yaml.safe_load(text), ""):  # type: ignore[no-untyped-call]
-                # Hydra imports the packages of pkg:// while it composes, before the result can be checked
-                if "searchpath" in key.split(".") and not value.startswith("file://"):
-                    raise UserError(f"{path}: hydra.searchpath={value}: only file:// is allowed")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}") from error
+            _check_file(path)
+            return super().load_config(config_path)
         except yaml.YAMLError as error:
             raise UserError(f"{path}: is not plain YAML: {' '.join(str(error).split())}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}") from error
         except RecursionError as error:
             raise UserError(f"{path}: is nested too deeply, or within itself") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuses what is too large, what would import a package, and numbers that are not what they look like."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{path}: is larger than {LARGEST_FILE:,} bytes, too large for a config")
+    text = path.read_text(encoding="utf-8")
+    root = yaml.compose(text, yaml.SafeLoader)  # type: ignore[no-untyped-call]
+    if root is None:
+        return
+    if _size(root, {}) > LARGEST_TREE:
+        raise UserError(f"{path}: its aliases expand to more than {LARGEST_TREE:,} values")
+    for node in _scalars(root):
+        if node.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[0-7_]|.*:", node.value):
+            read = yaml.safe_load(node.value)  # type: ignore[no-untyped-call]
+            raise UserError(f"{path}: {node.value}: YAML reads {read}; write that, or '{node.value}' in quotes")
+    for key, value in _strings(yaml.safe_load(text), ""):  # type: ignore[no-untyped-call]
+        # Hydra imports the packages of pkg:// while it composes, before the result can be checked
+        if "searchpath" in key.split(".") and not value.startswith("file://"):
+            raise UserError(f"{path}: hydra.searchpath={value}: only file:// is allowed")
+
+
+def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """The values of a tree that `_size` has found small enough."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    else:
+        for part in node.value:
+            for each in part if isinstance(part, tuple) else (part,):
+                yield from _scalars(each)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -65,8 +94,8 @@ def check_overrides(overrides: list[str]) -> None:
             raise UserError(f"{override}: only file:// is allowed")
 
 
-def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> None:
-    """Checks Hydra's own part of a composed config before Hydra acts on it."""
+def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool, typed: set[str]) -> None:
+    """Checks Hydra's own part of a composed config before Hydra acts on it; `typed` are the keys that the user set."""
     trusted = (*PLUGINS, *(f"{package}." for package in allowed))
     tree = OmegaConf.to_container(settings, resolve=False)
     assert isinstance(tree, dict)
@@ -94,13 +123,13 @@ def check_hydra(settings: DictConfig, allowed: list[str], multirun: bool) -> Non
     if "/" in settings.job.name:
         raise UserError(f"hydra.job.name={settings.job.name}: names the log file; leave out the /")
     if multirun:
-        check_folder(settings.sweep.dir, "hydra.sweep.dir")
+        check_folder(settings.sweep.dir, "hydra.sweep.dir", "hydra.sweep.dir" in typed)
         OmegaConf.update(settings, "job.num", 0)  # Hydra numbers the jobs later
         subdir = str(settings.sweep.subdir)
         if ".." in Path(subdir).parts or Path(subdir).is_absolute():
             raise UserError(f"hydra.sweep.subdir={subdir}: is outside the sweep's folder; name a folder in it")
     else:
-        check_folder(settings.run.dir, "hydra.run.dir")
+        check_folder(settings.run.dir, "hydra.run.dir", "hydra.run.dir" in typed)
 
 
 def _strings(tree: Any, key: str) -> Iterator[tuple[str, str]]:

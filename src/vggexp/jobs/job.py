@@ -189,7 +189,7 @@ def is_worker() -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it covers, such as the cause of an error in Lightning's teardown; the first comes last."""
+    """An error and those that it covers, such as the cause of an error in Lightning's teardown; the first is last."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -200,6 +200,8 @@ def _known(error: BaseException, cfg: Config, folder: Path) -> UserError | None:
     if isinstance(error, UserError):
         return error
     text = str(error)
+    if not folder.exists():
+        return UserError(f"{folder}: was removed while it was trained; start a new run", 1)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         half = "half of it with trainer.accumulate_grad_batches=2"
         remedy = f"{half}, a smaller data.resize, a larger model.ratio, or trainer.precision=bf16-mixed"

@@ -48,8 +48,9 @@ class Search(Sweep):
         refuse_processes(cfg)
         folder = self.folder(identity := self._identity())
         self.check_code(folder, [path.parent for path in folder.glob(f"*/{layout.RESULT}")], cfg)
-        self.write(folder, arguments, [], identity)
         study = _study(self.settings, folder)
+        self._check_space(study)
+        self.write(folder, arguments, [], identity)
         failures = self._search(study, folder)
         if study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             best = study.best_trial
@@ -107,8 +108,20 @@ class Search(Sweep):
         fixed = [text for text in self.session.task_overrides() if text.partition("=")[0] not in found]
         return found, fixed
 
-    def _overrides(self, trial: FrozenTrial) -> list[str]:
-        return [f"{key}={trial.params[key]}" for key in self.space]
+    def _check_space(self, study: optuna.Study) -> None:
+        """Refuses a space that contradicts the study's trials; it may have more keys, fewer, and other intervals."""
+        for trial in study.get_trials(deepcopy=False):
+            for key in trial.distributions.keys() & self.space.keys():
+                was, now = trial.distributions[key], self.space[key][0]
+                try:
+                    optuna.distributions.check_distribution_compatibility(was, now)
+                except ValueError as error:
+                    changed = f"the study {study.study_name} has searched {was}, this would be {now}"
+                    raise UserError(f"{key}: {changed}; name another hydra.sweep.dir or search.study") from error
+
+    @staticmethod
+    def _overrides(trial: FrozenTrial) -> list[str]:
+        return [f"{key}={value}" for key, value in trial.params.items()]
 
     def _identity(self) -> str:
         """The same for two starts that share a study."""
@@ -132,10 +145,21 @@ class Search(Sweep):
             seeds = np.random.SeedSequence([settings.seed, len(study.get_trials(deepcopy=False))])
             seed = int(seeds.generate_state(1)[0])
             study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
-            number = study.ask({key: distribution for key, (distribution, _) in self.space.items()}).number
+            number = self._ask(study, folder)
             if _lock(folder, number, locks):  # else another process has taken it for one that was left
                 trials.append(study.get_trials()[number])
         return trials
+
+    def _ask(self, study: optuna.Study, folder: Path) -> int:
+        """A new trial's number."""
+        before = len(study.get_trials(deepcopy=False))
+        try:
+            return study.ask({key: distribution for key, (distribution, _) in self.space.items()}).number
+        except Exception as error:
+            for trial in study.get_trials(deepcopy=False)[before:]:  # it may have been made before something failed
+                if trial.state == TrialState.RUNNING and not (folder / str(trial.number)).exists():
+                    study.tell(trial.number, state=TrialState.FAIL)
+            raise UserError(f"search: Optuna cannot choose values: {described(error)}", 1) from error
 
 
 def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:

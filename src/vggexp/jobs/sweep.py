@@ -107,8 +107,10 @@ class Sweep(Sweeper):
         others: dict[Path, list[str]] = {}
         for run in map(read.read, runs):
             begun = run.status in ("completed", "pruned") or layout.checkpoint(run.folder, layout.LAST).exists()
-            if begun and run.status != "running" and (files := code.changed(run.folder, run.result.get("code"), now)):
-                others[run.folder] = files
+            if begun and run.status != "running":
+                files, start = code.changed(run.folder, run.result.get("code"), now), run.config.get("model.weights")
+                files += [start] if start and run.result.get("weights") != manifest.weights(start) else []
+                others |= {run.folder: files} if files else {}
         if not others:
             return
         files = list(dict.fromkeys(file for files in others.values() for file in files))

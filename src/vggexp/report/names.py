@@ -1,28 +1,35 @@
 """Runs named by what sets them apart, in a folder that TensorBoard looks into."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp.runs import read as runs
 from vggexp.runs.read import Run
 
+LONGEST = 120  # bytes of a name, of which a file system allows 255
+
 
 def names(found: Sequence[Run]) -> dict[str, Run]:
     """Runs by what sets them apart from those beside them, below the name of their sweep if there are several."""
-    beside: dict[Path, list[Run]] = {}
-    for run in found:
-        if run.status != "waiting":
-            beside.setdefault(run.folder.parent, []).append(run)
+    begun = [run for run in found if run.status != "waiting"]
+    labels, several = runs.labels(begun), len({run.folder.parent for run in begun}) > 1
     named: dict[str, Run] = {}
-    for parent, together in beside.items():
+    for run in begun:
+        parent = run.folder.parent
         in_sweep = runs.is_sweep(parent)
-        axes = runs.varied([run.config for run in together]) if in_sweep else []
-        for run in together:
-            parts = [f"{axis.rpartition('.')[2]}={runs.text(run.config.get(axis))}" for axis in axes]
-            name = " ".join(parts).replace("/", "-") or run.folder.name
-            name = f"{parent.name}/{name}" if in_sweep and len(beside) > 1 else name
-            named[name if name not in named else f"{name} ({run.folder.name})"] = run
+        name = _bounded((labels[run.folder] if in_sweep else "") or run.folder.name)
+        name = f"{_bounded(parent.name)}/{name}" if in_sweep and several else name
+        named[name if name not in named else f"{name} ({_bounded(run.folder.name)})"] = run
     return named
+
+
+def _bounded(name: str) -> str:
+    """A name that a file can have; one that has to be cut ends in digits that no other has."""
+    name, data = name.replace("/", "-"), name.encode(errors="surrogateescape")
+    if len(data) <= LONGEST:
+        return name
+    return f"{data[:LONGEST].decode(errors='ignore')}… {hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def link(places: Sequence[Path], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What made a run: config, versions, code and machine, kept in `result.json` from its first moment to its last."""
 
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ def collect(cfg: Config, experiment: str | None = None) -> dict[str, Any]:
         "seed": cfg.seed,
         "config_hash": cfg.hash(),
         "config": cfg.values(),
+        "weights": weights(cfg.model.weights),
         "tags": cfg.tags,
         "note": cfg.note,
         "experiment": experiment,
@@ -40,6 +42,14 @@ def collect(cfg: Config, experiment: str | None = None) -> dict[str, Any]:
         "versions": versions(),
         "hardware": hardware.description(),
     }
+
+
+def weights(file: str | None) -> str | None:
+    """The sha256 of the file that a network starts from."""
+    if file is None or not (path := Path(file).expanduser()).is_file():
+        return None
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def origin() -> dict[str, Any]:
@@ -70,7 +80,7 @@ SEGMENT = ("begins", "host", "command", "code", "versions", "hardware")
 def resumed(content: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, Any]:
     """The `content` of a run that is resumed: it started when it did, and its earlier segments are not forgotten."""
     segment = {key: past.get(key) for key in SEGMENT}
-    same = {key: past.get(key) for key in ("started", "experiment")}
+    same = {key: past.get(key) for key in ("started", "experiment", "weights")}
     same |= {key: content[key] or past.get(key) for key in REMARKS}
     finished = past if past["status"] == "completed" else past.get("finished")
     same |= {"finished": finished} if finished else {}

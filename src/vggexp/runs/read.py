@@ -12,6 +12,7 @@ from vggexp.config.schema import flatten
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest, metrics
 
+MOST = 6  # varied keys in a row of a table
 KILLED = "its process was killed, or the machine went down; resume= continues it"
 
 
@@ -125,6 +126,29 @@ def varied(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     names.sort(key=lambda key: key.startswith("model."))
     kept = [key for n, key in enumerate(names) if columns[key] not in [columns[k] for k in names[:n]]]
     return [key for key in keys if key in kept]
+
+
+def labels(found: Sequence[Run]) -> dict[Path, str]:
+    """What sets each run apart from those beside it, in a few words.
+
+    Where more than MOST keys vary, it is what the command line of their sweep varied, such as an experiment.
+    """
+    beside: dict[Path, list[Run]] = {}
+    for run in found:
+        beside.setdefault(run.folder.parent, []).append(run)
+    words: dict[Path, list[str]] = {}
+    for parent, together in beside.items():
+        axes = varied([run.config for run in together if run.config])
+        jobs = {parent / job["folder"]: job.get("overrides") for job in sweep_value(parent, "jobs") or ()}
+        given = [jobs.get(run.folder) for run in together]
+        if len(axes) > MOST and all(isinstance(each, list) for each in given):
+            common = set.intersection(*(set(map(str, each)) for each in given if each is not None))
+            words |= {run.folder: [str(each) for each in jobs[run.folder] if each not in common] for run in together}
+            continue
+        for run in together:
+            values = {axis.rpartition(".")[2]: text(run.config.get(axis)) for axis in axes}
+            words[run.folder] = [f"{name}={value}" for name, value in values.items()] if run.config else []
+    return {folder: " ".join(parts[:MOST] + ["…"] * (len(parts) > MOST)) for folder, parts in words.items()}
 
 
 def text(value: Any) -> str:

@@ -51,14 +51,16 @@ def show_sweep(folder: Path) -> None:
         found = []  # nothing has begun; whatever the reason is, it is about to be said
     if not found:
         return
-    varied = read.varied([run.config for run in found])
+    varied = read.varied([run.config for run in found if run.config])
+    labels = read.labels(found) if len(varied) > read.MOST else {}
     rows = []
     for run in sorted(found, key=lambda run: -(read.objective(run) or 0.0)):
         numbers = {name: metrics.text(name, run.number(name)) for name in metrics.SUMMARY}
         if run.status != "completed":
             numbers["test/acc"] = run.status
-        texts = [read.text(run.config.get(key)) for key in varied]
+        texts = [labels[run.folder]] if labels else [read.text(run.config.get(key)) for key in varied]
         rows.append([*texts, *numbers.values(), str(run.folder.relative_to(folder))])
+    varied = ["varied"] if labels else varied
     header = [*varied, *map(metrics.label, metrics.SUMMARY), "run"]
     terminal.say(f"{len(found)} runs in {terminal.short(folder)}")
     terminal.console().print(terminal.table(header, rows, left=len(varied)))

@@ -93,7 +93,7 @@ def onednn_isa() -> str | None:
     """The instruction set that oneDNN has chosen, which it tells once, and only on C's standard output; None if not."""
     import torch
 
-    if os.name != "posix" or not torch.backends.mkldnn.is_available():
+    if os.name != "posix" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     image, flush = torch.zeros(1, 1, 1, 1), ctypes.CDLL(None).fflush
     try:
