@@ -1,8 +1,11 @@
 """Exported files give the network's answers in other programs."""
 
+import copy
+import functools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +76,16 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
     net = network(found.cfg.model.spec(), found.dimensions)
     assert "loaded 22 of 22" in weights.load(net, str(folder / "model.safetensors"))
     assert all(torch.equal(value, found.module.net.state_dict()[key]) for key, value in net.state_dict().items())
+    extra = dict.fromkeys(("model", "classes", "input", "run", "config_hash"), "")
+    torch.export.load(str(folder / "model.pt2"), extra_files=extra)
     with safe_open(folder / "model.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["model"])["ratio"] == 16
-        assert json.loads(file.metadata()["classes"])[3] == "bar 3"
+        abouts = [file.metadata(), session.get_modelmeta().custom_metadata_map, extra]
+    for about in abouts:
+        assert json.loads(about["model"])["ratio"] == 16
+        assert json.loads(about["classes"])[3] == "bar 3"
+        assert json.loads(about["input"]) == "N×28×28 uint8, 0 to 255, light on black"
+        assert (json.loads(about["run"]), json.loads(about["config_hash"])) == ("run", found.cfg.hash())
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
 def test_prepared_tensors_can_be_the_input(found: networks.Network, tmp_path: Path) -> None:
@@ -86,6 +96,24 @@ def test_prepared_tensors_can_be_the_input(found: networks.Network, tmp_path: Pa
     with torch.inference_mode():
         assert np.abs(logits - found.module(ready(PIXELS[:5])).numpy()).max() <= 1e-4
     assert 0 <= differences["onnx"] <= 1e-4
+
+
+def test_large_logits_may_differ_by_more(
+    found: networks.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their last bits are worth more: what counts is the difference relative to the largest."""
+    original = export._safetensors
+    largest = float(found.module(ready(PIXELS[:256])).abs().max())
+    for factor in (0.5, 2.0):
+        off = factor * export.TOLERANCE * max(1.0, 1000 * largest)
+        monkeypatch.setattr(export, "_safetensors", lambda *args, off=off: original(*args) + off)
+        scaled = replace(found, module=copy.deepcopy(found.module))
+        with torch.no_grad():
+            for weight in scaled.module.net.classifier[-1].parameters():
+                weight *= 1000
+        call = functools.partial(export.export, scaled, tmp_path / str(factor), ["safetensors"], "tensor")
+        (tmp_path / str(factor)).mkdir()
+        assert call() if factor < 1 else "its logits differ" in refusal(call)
 
 
 def test_a_file_that_does_not_agree_is_not_kept(

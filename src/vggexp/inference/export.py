@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,14 @@ from vggexp.errors import UserError
 from vggexp.inference.load import Network
 from vggexp.system import files
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of logits, relative to the largest
 TEST_IMAGES = 256
 Format = Literal["onnx", "torch", "safetensors"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": "model.safetensors"}
 
 
 def export(network: Network, folder: Path, formats: Sequence[Format], input: str = "raw") -> dict[Format, float]:
-    """Writes the files and reads each back; a file whose logits differ by more than TOLERANCE is not kept.
+    """Writes the files, with what they are, and reads each back; one whose logits differ by too much is not kept.
 
     Args:
         input: `raw`: the files' networks take (N, H, W) uint8 images; `tensor`: (N, C, S, S) float32 in [0, 1].
@@ -46,9 +47,11 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
         path = folder / FILES[name]
         with files.replacing(path) as temporary:
             logits = writers[name](network, net, images, temporary)
+            temporary.chmod(0o644)  # some writers let nobody else read
             differences[name] = float((logits - expected).abs().max())
-            if not differences[name] <= TOLERANCE:
-                difference = f"{differences[name]:.1e}, more than {TOLERANCE:.0e}"
+            allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+            if not differences[name] <= allowed:
+                difference = f"{differences[name]:.1e}, more than {allowed:.1e}"
                 message = f"its logits differ from the network's by {difference}; {path} was not written"
                 raise UserError(f"formats={name}: {message}", 1)
     return differences
@@ -71,19 +74,37 @@ def _traced(net: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         return torch.export.export(net, (images[:2].clone(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
+def _about(network: Network, images: Tensor) -> dict[str, str]:
+    """What a file holds, as JSON by name."""
+    shape = "×".join(["N", *map(str, images.shape[1:])])
+    values = "0 to 255, light on black" if images.dtype == torch.uint8 else "0 to 1, light on black"
+    about = {
+        "classes": network.classes,
+        "input": f"{shape} {str(images.dtype).removeprefix('torch.')}, {values}",
+        "output": f"N×{len(network.classes)} float32, logits",
+        "model": network.cfg.model.spec(),
+        "dimensions": network.dimensions,
+        "run": network.folder.name,
+        "config_hash": network.cfg.hash(),
+        "vggexp": version("vggexp"),
+    }
+    return {name: json.dumps(value) for name, value in about.items()}
+
+
 def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
     import onnxruntime
 
     names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
-    program = torch.onnx.export(_traced(net, images), **names, verbose=False)
-    program.save(path)  # type: ignore[union-attr]
+    program: Any = torch.onnx.export(_traced(net, images), **names, verbose=False)
+    program.model.metadata_props.update(_about(network, images))
+    program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
 def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     with open(path, "wb") as file:
-        torch.export.save(_traced(net, images), file)
+        torch.export.save(_traced(net, images), file, extra_files=_about(network, images))
     with open(path, "rb") as file, torch.inference_mode():
         return torch.export.load(file).module()(images)
 
@@ -91,9 +112,8 @@ def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
 def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     from safetensors.torch import load_file, save_file
 
-    about = {"model": network.cfg.model.spec(), "dimensions": network.dimensions, "classes": network.classes}
     bare = network.module.net
-    save_file(bare.state_dict(), path, {name: json.dumps(value) for name, value in about.items()})
+    save_file(bare.state_dict(), path, _about(network, images))
     bare.load_state_dict(load_file(path))
     with torch.inference_mode():
         return net(images)
