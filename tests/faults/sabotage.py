@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vggexp.checkpoints import file as checkpoint
+from vggexp.jobs import job, sweep
 from vggexp.system import files
 from vggexp.training.callbacks.saver import Saver
 from vggexp.training.classifier import Classifier
@@ -28,6 +29,11 @@ def _at(owner: Any, name: str, count: int, act: Callable[..., Any]) -> None:
 
 def _die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_nothing(_: int) -> None:
+    """Lets a command that would train end where it would begin."""
+    job.start = sweep.start = lambda *_: 0  # type: ignore[assignment]
 
 
 def kill_in_validation(count: int) -> None:
