@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, vggexp
+from conftest import QUICK, configure, refusal, vggexp
+from vggexp.config import compose
+from vggexp.jobs.grid import Grid
 from vggexp.runs import code, layout, manifest
 from vggexp.runs import read as runs
 
@@ -212,6 +214,22 @@ def test_a_sweep_never_shows_old_numbers_as_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_sweep_notices_other_weights_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = tmp_path / "start.pth"
+    start.write_bytes(b"one")
+    cfg = configure(f"model.weights={start}")
+    for n in range(2):
+        (tmp_path / str(n)).mkdir()
+        manifest.write(tmp_path / str(n), manifest.collect(cfg) | {"status": "completed"})
+    with compose.session(compose.parse([])) as session:
+        sweep = Grid(session)
+        sweep.check_code(tmp_path, [tmp_path / "0", tmp_path / "1"], cfg)
+        start.write_bytes(b"two")
+        text = refusal(lambda: sweep.check_code(tmp_path, [tmp_path / "0", tmp_path / "1"], cfg))
+    assert f"2 were done by other code ({start} changed)" in text
+
+
 def test_a_resumed_run_remembers_the_code_of_each_segment(tmp_path: Path) -> None:
     args = project(tmp_path)
     first = vggexp("train", *args, "hydra.run.dir=outputs/run", cwd=tmp_path)

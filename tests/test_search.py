@@ -1,5 +1,6 @@
 """`search=optuna`: the study survives every process and makes the same choices whether or not it was killed."""
 
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from conftest import QUICK, refusal, started, vggexp
 from test_sweep import FORK, results, wait_for
 from vggexp.commands import train
 from vggexp.config import compose
-from vggexp.jobs.search import TRIES, _distribution
+from vggexp.jobs.search import TRIES, Search, _distribution
 from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
@@ -220,6 +221,49 @@ def test_what_is_searched(text: str, expected: object) -> None:
     with compose.session(compose.parse(["-m", *QUICK])) as session:
         (override,) = session.parse([f"data.batch_size={text}"])
     assert _distribution(override)[0] == expected
+
+
+def searching(space: dict[str, Any]) -> Any:
+    """A search of these distributions, as far as these tests need one."""
+    search: Any = object.__new__(Search)
+    search.space = {key: (distribution, []) for key, distribution in space.items()}
+    return search
+
+
+RATE, DEPTH = FloatDistribution(0.01, 0.1), CategoricalDistribution(["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"lr": RATE}, None),
+        ({"lr": FloatDistribution(0.001, 0.5), "depth": DEPTH}, None),
+        ({"lr": RATE, "depth": DEPTH, "seed": IntDistribution(0, 3)}, None),
+        ({}, None),
+        ({"lr": FloatDistribution(0.01, 0.1, log=True)}, "lr: the study s has searched FloatDistribution"),
+        ({"lr": IntDistribution(1, 3)}, "name another hydra.sweep.dir or search.study"),
+        ({"depth": CategoricalDistribution(["1", "2", "3"])}, "depth: the study s has searched"),
+    ],
+)
+def test_a_space_may_grow_and_shrink_but_not_contradict_its_study(space: dict[str, Any], words: str | None) -> None:
+    study = optuna.create_study(study_name="s")
+    old = study.ask({"lr": RATE, "depth": DEPTH})
+    check = functools.partial(searching(space)._check_space, study)
+    assert check() is None if words is None else words in refusal(check)
+    trial = study.get_trials()[old.number]
+    assert {each.partition("=")[0] for each in Search._overrides(trial)} == {"lr", "depth"}
+
+
+def test_a_trial_that_cannot_be_chosen_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study()
+    study.ask({"lr": RATE})
+
+    def broken(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(study.sampler, "sample_independent", broken)
+    assert "ValueError: no" in refusal(lambda: searching({"lr": RATE})._ask(study, tmp_path))
+    assert [trial.state.name for trial in study.get_trials()] == ["RUNNING", "FAIL"]
 
 
 def test_a_space_without_ends_is_refused() -> None:

@@ -1,13 +1,15 @@
 """TensorBoard itself, in a real browser: each of its pages shows what the run logged."""
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from conftest import QUICK, Run, refusal, started, vggexp
+from conftest import QUICK, Run, configure, refusal, started, vggexp
 from test_sweep import FORK
 from vggexp.commands import tensorboard
 from vggexp.report import names
@@ -53,6 +55,28 @@ def test_runs_are_named_by_the_settings_that_varied(sweep: Path) -> None:
 
 
 @pytest.mark.slow
+def test_names_are_short_and_unique_whatever_varies_and_one_run_that_cannot_be_read(tmp_path: Path) -> None:
+    """Two experiments differ in more keys than a file name holds: what was typed tells them apart."""
+    arguments = [["experiment=quickstart"], ["experiment=speedrun"], ["experiment=speedrun", "seed=1"]]
+    jobs = []
+    for n, extra in enumerate(arguments):
+        cfg = configure(*extra)
+        (tmp_path / "sweep" / str(n)).mkdir(parents=True)
+        manifest.write(tmp_path / "sweep" / str(n), manifest.collect(cfg) | {"status": "completed"})
+        jobs.append({"folder": str(n), "config_hash": cfg.hash(), "overrides": ["model=vgg11", *extra]})
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"jobs": jobs, "arguments": []}))
+    (tmp_path / "sweep" / "3").mkdir()
+    (tmp_path / "sweep" / "3" / "result.json").write_text("{")
+    found = names.names(runs.find([tmp_path]))
+    assert set(found) == {"experiment=quickstart", "experiment=speedrun", "experiment=speedrun seed=1", "3"}
+
+    long = "ü" * 120
+    for name in (f"{long}a", f"{long}b"):
+        shutil.copytree(tmp_path / "sweep" / "0", tmp_path / "outputs" / name)
+    names.link([tmp_path / "outputs"], tmp_path / "links")
+    assert len(list((tmp_path / "links").iterdir())) == 2
+
+
 def test_links_are_made_for_runs_that_begin_later(sweep: Path, tmp_path: Path) -> None:
     names.link([sweep / "0"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # a run alone has no settings that differ

@@ -140,14 +140,13 @@ def labels(found: Sequence[Run]) -> dict[Path, str]:
     for parent, together in beside.items():
         axes = varied([run.config for run in together if run.config])
         jobs = {parent / job["folder"]: job.get("overrides") for job in sweep_value(parent, "jobs") or ()}
-        given = [jobs.get(run.folder) for run in together]
-        if len(axes) > MOST and all(isinstance(each, list) for each in given):
-            common = set.intersection(*(set(map(str, each)) for each in given if each is not None))
-            words |= {run.folder: [str(each) for each in jobs[run.folder] if each not in common] for run in together}
-            continue
+        typed = {folder: list(map(str, each)) for folder, each in jobs.items() if isinstance(each, list)}
+        by_command = len(axes) > MOST and all(run.folder in typed for run in together if run.config)
+        common = set.intersection(*map(set, typed.values())) if by_command else set()
         for run in together:
             values = {axis.rpartition(".")[2]: text(run.config.get(axis)) for axis in axes}
-            words[run.folder] = [f"{name}={value}" for name, value in values.items()] if run.config else []
+            parts = [f"{name}={value}" for name, value in values.items()] if run.config else []
+            words[run.folder] = [o for o in typed.get(run.folder, []) if o not in common] if by_command else parts
     return {folder: " ".join(parts[:MOST] + ["…"] * (len(parts) > MOST)) for folder, parts in words.items()}
 
 
