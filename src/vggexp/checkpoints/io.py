@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from vggexp.checkpoints import file as checkpoint
 from vggexp.errors import NON_FINITE, UserError
 from vggexp.system.files import replacing
-from vggexp.system.terminal import say
+from vggexp.system.terminal import argument, say
 
 
 class CheckpointFiles(CheckpointIO):
@@ -39,7 +39,9 @@ class CheckpointFiles(CheckpointIO):
                 if path.name in self.rotate and path.exists():
                     os.replace(path, path.with_name(self.rotate[path.name]))
         except OSError as error:
-            advice = f"the checkpoints saved before are intact: make room, then resume={path.parent.parent}"
+            advice = (
+                f"the checkpoints saved before are intact: make room, then {argument(path.parent.parent, 'resume')}"
+            )
             raise UserError(f"{path}: cannot be written: {error.strerror or error}; {advice}", 1) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -28,6 +28,19 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command, given its name and arguments, by default those of the process; returns the exit code."""
+    terminal.prepare()
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except SystemExit as stop:  # of Hydra, or of rich if nobody reads what it prints any more
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        terminal.mute(1)
+        code = 141  # as if by SIGPIPE
+    return code
+
+
+def _run(argv: list[str] | None) -> int:
     name, *args = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-sc", "--shell-completion"):
         return _complete()
@@ -51,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         return int(module.main(args))
     except UserError as error:
         return terminal.fail(error)
+    except FileNotFoundError as error:
+        if "temporary directory" not in str(error):
+            raise
+        return terminal.fail(UserError(f"TMPDIR: {error.strerror}; set it to a folder that can be written", 1))
     except Interrupted as stop:
         return stop.exit_code
     except KeyboardInterrupt:

@@ -20,11 +20,12 @@ from vggexp.config import compose
 from vggexp.config.messages import one_line
 from vggexp.errors import UserError
 from vggexp.jobs import job, sweep
-from vggexp.system import paths
+from vggexp.system import paths, terminal
 
 
 def main(args: list[str]) -> int:
     """Checks every config that the arguments ask for, then trains; returns the exit code."""
+    terminal.outlive_readers()
     run, args = options.take("resume", args)
     if run is not None:
         return job.resume_run(run, args)

@@ -49,6 +49,7 @@ def start_in_sweep(raw: DictConfig) -> int:
     A run that completed stays as it is, one that was begun is resumed. No exception leaves this function, because it
     would end the launcher; not even an interruption, which is in `result.json`.
     """
+    terminal.prepare()
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (Path(HydraConfig.get().sweep.dir) / layout.STOP).exists():
         return 130
@@ -135,7 +136,7 @@ def train(
                 interrupted(stop.signum)
                 if is_worker():
                     return 0  # else Lightning would kill the first process before it has recorded its end
-                again_with = f"vggexp train resume={terminal.short(folder)}"
+                again_with = f"vggexp train {terminal.argument(folder, 'resume')}"
                 print(f"vggexp: stopped by {stop}; to continue: {again_with}", file=sys.stderr)
                 raise
             except Pruned as stop:
@@ -200,6 +201,8 @@ def _known(error: BaseException, cfg: Config, folder: Path) -> UserError | None:
     if isinstance(error, UserError):
         return error
     text = str(error)
+    if isinstance(error, FileNotFoundError) and "temporary directory" in text:
+        return UserError(f"TMPDIR: {error.strerror}; set it to a folder that can be written", 1)
     if not folder.exists():
         return UserError(f"{folder}: was removed while it was trained; start a new run", 1)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
@@ -207,7 +210,7 @@ def _known(error: BaseException, cfg: Config, folder: Path) -> UserError | None:
         remedy = f"{half}, a smaller data.resize, a larger model.ratio, or trainer.precision=bf16-mixed"
         return UserError(f"data.batch_size={cfg.data.batch_size}: out of memory; try {remedy}", 1)
     if isinstance(error, OSError) and error.errno in DISK:
-        remedy = f"make it writable or free some space, then resume={folder}"
+        remedy = f"make it writable or free some space, then {terminal.argument(folder, 'resume')}"
         return UserError(f"{error.filename or folder}: {error.strerror}; {remedy}", 1)
     return None
 

@@ -1,6 +1,7 @@
 """A sweep while it runs: its progress, what failed, what is best so far, how long it will take."""
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.text import Text
 from vggexp.config.schema import Config
 from vggexp.runs import metrics, read
 from vggexp.runs.read import Run
+from vggexp.system import terminal
 
 OVER = ("completed", "pruned", "failed", "unreadable")  # a job of this status has ended
 SCORES = (metrics.OBJECTIVE, metrics.WITHOUT_VALIDATION)
@@ -36,7 +38,7 @@ class Overview:
 
     def __init__(self, jobs: dict[Path, Entry], total: int = 0) -> None:
         self.jobs, self._total = jobs, total
-        self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False)
+        self.console = Console(file=terminal.steady(os.dup(1), sys.stdout.encoding), highlight=False)
         self.seen: dict[Path, Run] = {}
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self._ended, self._thread = threading.Event(), threading.Thread(target=self._watch, daemon=True)

@@ -168,7 +168,7 @@ def watched(jobs: dict[Path, Entry], folder: Path, total: int = 0) -> Iterator[N
         finally:
             tables.show_sweep(folder)
     except Interrupted as stopped:
-        again = f"the same command, or vggexp train sweep={terminal.short(folder)}"
+        again = f"the same command, or vggexp train {terminal.argument(folder, 'sweep')}"
         print(f"vggexp: stopped by {stopped}; to continue: {again}", file=sys.stderr)
         raise
 

@@ -40,7 +40,7 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
         "run folder": terminal.short(folder),
     }
     terminal.console().print(terminal.pairs(rows))
-    terminal.say(f"look inside    vggexp tensorboard {terminal.short(folder)}")
+    terminal.say(f"look inside    vggexp tensorboard {terminal.argument(folder)}")
 
 
 def show_sweep(folder: Path) -> None:

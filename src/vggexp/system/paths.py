@@ -17,4 +17,7 @@ def cache(folder: str | None = None) -> Path:
     """The folder that keeps verified data: `folder`, else VGGEXP_CACHE, else `vggexp` in the user's cache folder."""
     if named := folder or os.environ.get("VGGEXP_CACHE"):
         return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vggexp"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vggexp"
+    except RuntimeError:  # the user has no home
+        return outputs() / ".cache"

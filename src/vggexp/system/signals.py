@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1: the first makes a run save and stop, a second of its kind ends it at once."""
+"""SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1: the first makes a run save and stop, a second ends it at once."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 GRACE = 3.0  # seconds that a starting program has to notice a signal; one that waits for other processes never does
 
 REPEAT = 0.3

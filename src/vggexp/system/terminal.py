@@ -1,5 +1,9 @@
-"""The terminal: one console, one style of tables."""
+"""The terminal: streams that can be written to whatever they are, one console, one style of tables."""
 
+import codecs
+import io
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +16,84 @@ from rich.table import Table
 from vggexp.errors import UserError
 
 WIDTH = 140  # columns of a table that goes into a file or a pipe
+
+
+PLAIN = {"→": "->", "±": "+-", "×": "x", "–": "-", "…": "...", "·": "-", "─": "-", "²": "2", "ü": "ue"}
+"""What a terminal of few characters shows instead; of others their number."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end
+
+
+codecs.register_error("plain", _plain)
+
+
+class _Steady(io.RawIOBase):
+    """A standard stream whose reader may leave, or whose terminal may be closed: what follows is lost, nothing else."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self.number > 2 and not self.closed:
+            os.close(self.number)
+        super().close()
+
+    def fileno(self) -> int:
+        return self.number
+
+    def isatty(self) -> bool:
+        return os.isatty(self.number)
+
+    def write(self, data: Any) -> int:
+        try:
+            return os.write(self.number, data)
+        except OSError:
+            mute(self.number)
+            return len(data)
+
+
+def mute(number: int) -> None:
+    """Sends what is written to a standard stream nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def steady(number: int, encoding: str, line_buffering: bool = False) -> io.TextIOWrapper:
+    """A stream that writes to a file descriptor as long as that is possible, and in as many characters."""
+    raw = io.BufferedWriter(_Steady(number))
+    return io.TextIOWrapper(raw, encoding=encoding, errors="plain", line_buffering=line_buffering)
+
+
+def prepare() -> None:
+    """Makes the standard streams usable: also closed ones, and those that lack characters."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest free number
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, steady(number, "utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def outlive_readers() -> None:
+    """Lets this process go on when nobody reads what it prints any more."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper and stream.fileno() == number:
+            stream.flush()
+            setattr(sys, name, steady(number, stream.encoding, number == 2 or stream.line_buffering))
 
 
 def console(stderr: bool = False) -> Console:
@@ -48,6 +130,11 @@ def pairs(rows: Mapping[str, str]) -> Table:
 def short(path: Path) -> str:
     """A path as the user would write it from the current folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def argument(path: Path, key: str = "") -> str:
+    """A path, or KEY=PATH, to be copied into a command."""
+    return shlex.quote(f"{key}={short(path)}" if key else short(path))
 
 
 def fail(error: UserError) -> int:

@@ -30,19 +30,26 @@ def library(name: str) -> ctypes.CDLL | None:
     compiler = shutil.which("g++")
     if compiler is None or sys.platform != "linux":
         return None
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            return _linked(name, compiler, temporary)
+    except OSError:  # there is no temporary folder
+        return None
+
+
+def _linked(name: str, compiler: str, temporary: str) -> ctypes.CDLL | None:
     source = Path(__file__).with_name(f"{name}.cpp")
-    with tempfile.TemporaryDirectory() as temporary:
-        for folder in filter(None, (_own_folder(), Path(temporary))):
-            linked = folder / f"{name}-{_conditions(source, compiler)}.so"
-            try:
-                if not linked.exists():
-                    with files.replacing(linked) as path:
-                        _compile(compiler, source, f"{temporary}/{name}.o", str(path))
-                return ctypes.CDLL(str(linked))
-            except OSError:  # the cache is full, damaged, or on a disk from which no code may run
-                continue
-            except subprocess.SubprocessError:
-                break
+    for folder in filter(None, (_own_folder(), Path(temporary))):
+        linked = folder / f"{name}-{_conditions(source, compiler)}.so"
+        try:
+            if not linked.exists():
+                with files.replacing(linked) as path:
+                    _compile(compiler, source, f"{temporary}/{name}.o", str(path))
+            return ctypes.CDLL(str(linked))
+        except OSError:  # the cache is full, damaged, or on a disk from which no code may run
+            continue
+        except subprocess.SubprocessError:
+            break
     return None
 
 

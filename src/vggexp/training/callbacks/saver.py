@@ -76,14 +76,14 @@ class Saver(Checkpoint):
 
     def _heed_signals(self, trainer: L.Trainer, point: Point | None, due: bool = False) -> None:
         """Saves at `point` if saving is due or any process has received a signal, which then ends the run."""
-        asked = max(self.signals.received, int(due))
+        asked = 2 * self.signals.received + due
         if trainer.world_size > 1:
             own = torch.tensor(asked, device=trainer.strategy.root_device)
             asked = int(trainer.strategy.reduce(own, reduce_op="max"))
         if asked and point is not None:
             self._save(trainer, point)
-        if asked > 1:  # no signal has the number 1 here
-            raise Interrupted(asked)
+        if signum := asked // 2:
+            raise Interrupted(signum)
 
     def _save(self, trainer: L.Trainer, point: Point) -> None:
         if (point, trainer.global_step) == self._saved:
