@@ -8,6 +8,7 @@ the signals and the output of its own.
 import atexit
 import gc
 import importlib.util
+import io
 import json
 import os
 import selectors
@@ -85,6 +86,10 @@ def become(order: dict[str, Any]) -> None:
         os.dup2(os.open(path, flags), number)
     os.environ.clear()
     os.environ.update(order["env"])
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    for number, name in ((1, "stdout"), (2, "stderr")):  # as Python makes them when it starts, unbuffered
+        raw = io.FileIO(number, "w", closefd=False)
+        setattr(sys, name, io.TextIOWrapper(raw, encoding=encoding, write_through=True))  # type: ignore[type-var]
     spec = importlib.util.find_spec("vggexp.__main__")
     assert spec is not None
     assert spec.origin is not None

@@ -93,7 +93,8 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper and stream.fileno() == number:
             stream.flush()
-            setattr(sys, name, steady(number, stream.encoding, number == 2 or stream.line_buffering))
+            by_line = number == 2 or stream.line_buffering or stream.write_through
+            setattr(sys, name, steady(number, stream.encoding, by_line))
 
 
 def console(stderr: bool = False) -> Console:

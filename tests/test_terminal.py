@@ -1,0 +1,140 @@
+"""Terminals as people have them: few characters, closed streams, readers that leave, narrow, gone."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from conftest import QUICK, TESTS, Run, started
+from processes import environment, server
+from vggexp import commands
+from vggexp.system import paths, terminal
+
+EVERY = {
+    "runs": ["runs", "{run}"],
+    "runs as json": ["runs", "{run}", "json=true"],
+    "report": ["report", "{run}", "output={out}"],
+    "summary": ["summary", "model=vgg11"],
+    "evaluate": ["evaluate", "run={run}", "output={out}", "allowed_packages=[synthetic]"],
+    "predict": ["predict", "run={run}", "input={out}/some.idx", "format=csv", "allowed_packages=[synthetic]"],
+    "export": ["export", "run={run}", "output={out}", "formats=torch", "allowed_packages=[synthetic]"],
+    "data": ["data", *QUICK[:3]],
+    "help": ["--help"],
+    "help of train": ["train", "--help"],
+    "info of train": ["train", "--info"],
+    "config of train": ["train", "--cfg=job"],
+}
+
+
+def prepared(name: str, run: Run, folder: Path) -> list[str]:
+    import synthetic
+
+    (folder / "some.idx").write_bytes(next(iter(synthetic.FILES.values())))
+    return [part.format(run=run.folder, out=folder) for part in EVERY[name]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_a_command_whose_reader_leaves_ends_quietly(name: str, trained: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+
+    def leave_early() -> None:
+        with open(tmp_path / "pipe") as pipe:
+            read.append(pipe.readline())
+
+    reader = threading.Thread(target=leave_early)
+    reader.start()
+    process = server().start(*prepared(name, trained, tmp_path), cwd=tmp_path, env=environment(), log=tmp_path / "pipe")
+    reader.join(60)
+    assert process.wait(60) in (0, 1, 141)
+    assert "Traceback" not in read[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["ascii", ">&-", ">&- 2>&- <&-"])
+def test_a_run_and_other_commands_with_few_characters_or_closed_streams(closed: str, tmp_path: Path) -> None:
+    """In interpreters of their own, as Python makes the streams when it starts."""
+    how = "" if closed == "ascii" else closed
+    env = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONIOENCODING": "ascii", "TERM": "dumb", "COLUMNS": "40"}
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        env.pop(name, None)
+    train = ["train", *QUICK, "trainer.max_epochs=1", "hydra.run.dir=outputs/run"]
+    for words in (train, ["report", "outputs/run"], ["runs"]):
+        command = [sys.executable, "-m", "vggexp", *words]
+        shell = ["bash", "-c", f'"$@" {how}', "bash", *command]
+        done = subprocess.run(shell, cwd=tmp_path, env=env, capture_output=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stderr == b""
+        assert done.stdout.isascii()
+        assert bool(done.stdout) == (closed == "ascii")
+    assert json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_run_whose_reader_leaves_trains_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    options = [*QUICK, "hydra.run.dir=outputs/run"]
+    reader = threading.Thread(target=lambda: open(tmp_path / "pipe").close())
+    reader.start()
+    process = server().start("train", *options, cwd=tmp_path, env=environment(), log=tmp_path / "pipe")
+    reader.join(60)
+    assert process.wait(60) == 0
+    assert json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_stops_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
+    options = [*QUICK, "trainer.max_epochs=500", "hydra.run.dir='outputs/my run [/a]'"]
+    with started(tmp_path, *options) as process:
+        process.wait_for_output("epoch 2/")
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 129
+        again = "vggexp: stopped by SIGHUP; to continue: vggexp train 'resume=outputs/my run [/a]'\n"
+        assert process.errors == again
+    result = json.loads((tmp_path / "outputs" / "my run [/a]" / "result.json").read_text())
+    assert (result["status"], result["reason"]) == ("interrupted", "SIGHUP")
+    assert (tmp_path / "outputs" / "my run [/a]" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_characters_that_a_terminal_lacks_are_written_in_others() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="cp1252", errors="plain")
+    stream.write("a → b ± c … 猫 \udce9")
+    stream.flush()
+    assert raw.getvalue() == b"a -> b \xb1 c \x85 \\u732b \\udce9"
+
+
+def test_a_stream_goes_on_when_its_reader_has_left() -> None:
+    reader, writer = os.pipe()
+    with terminal.steady(writer, "utf-8") as stream:
+        os.close(reader)
+        for _ in range(3):
+            stream.write("x" * 10**6)
+            stream.flush()
+
+
+def test_a_home_or_a_temporary_folder_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("VGGEXP_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    assert paths.cache() == Path("outputs", ".cache")
+
+    def none(_: list[str]) -> int:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("vggexp.commands.runs.main", none)
+    assert commands.main(["runs"]) == 1
+    text = "vggexp: TMPDIR: No usable temporary directory found in ['/tmp']; set it to a folder that can be written\n"
+    assert capsys.readouterr().err == text
