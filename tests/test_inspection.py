@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from conftest import QUICK, TINY, Run, configure, refusal, started, vggexp
+from processes import environment, server
 from vggexp.checkpoints import file as checkpoint
 from vggexp.config.instantiate import datamodule, network
-from vggexp.inspection import base, callbacks, distributions, figures, pictures, projection
+from vggexp.inspection import base, callbacks, distributions, figures, loggers, pictures, projection
 from vggexp.inspection.loggers import Board
 from vggexp.inspection.predictions import Predictions
 from vggexp.runs import manifest
@@ -278,32 +280,65 @@ def test_the_csv_logger_alone_writes_no_events(train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_has_numbers_and_pictures_and_continues_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    args = [*QUICK, *ALL, "logger=mlflow", "hydra.run.dir=outputs/run"]
-    assert (done := vggexp("train", *args, cwd=tmp_path)).returncode == 0, done.stderr
-    resume = ["resume=outputs/run", "trainer.max_epochs=3", "allowed_packages=[synthetic]"]
-    assert (done := vggexp("train", *resume, cwd=tmp_path)).returncode == 0, done.stderr
+def test_mlflow_has_numbers_and_pictures_and_continues_the_same_run(tmp_path: Path) -> None:
+    """A run that is killed after it has logged more than it saved, then stopped, then resumed with more epochs."""
+    args = [*QUICK, *ALL, "logger=mlflow", "hydra.run.dir=outputs/run", "trainer.log_every_n_steps=1"]
+    trained = [("kill_in_validation", 2)]
+    killed = server().start("train", *args, cwd=tmp_path, env=environment(), sabotage=trained)
+    assert killed.wait(60) == -signal.SIGKILL
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
-    (experiment,) = [each for each in client.search_experiments() if each.name == "vggexp"]
-    (run,) = client.search_runs([experiment.experiment_id])
-    result = manifest.load(tmp_path / "outputs" / "run", "")
+
+    def only() -> Any:
+        (experiment,) = [each for each in client.search_experiments() if each.name == "vggexp"]
+        (run,) = client.search_runs([experiment.experiment_id])
+        return run
+
+    more = ["resume=outputs/run", "trainer.max_epochs=3", "allowed_packages=[synthetic]"]
+    stopped = server().start("train", *more, cwd=tmp_path, env=environment(), sabotage=[("stop_at", 3)])
+    assert stopped.wait(60) == 143
+    assert only().info.status == "KILLED"
+    assert (done := vggexp("train", *more, cwd=tmp_path)).returncode == 0, done.stderr
+    assert "look inside    mlflow ui" in done.stdout
+    run, result = only(), manifest.load(tmp_path / "outputs" / "run", "")
+    assert run.info.status == "FINISHED"
     assert run.data.metrics["final/test/acc"] == pytest.approx(result["test/acc"])
-    assert run.data.params["data.resize"] == "32"
-    assert len(client.get_metric_history(run.info.run_id, "val/acc")) == 3
+    assert (run.data.params["data.resize"], run.data.params["trainer.max_epochs"]) == ("32", "2")
+    assert run.data.tags["resumed.trainer.max_epochs"] == "3"
+    for name in ("val/acc", "train/loss", "lr", "images_per_second"):
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+        assert len(steps) == len(set(steps)) >= 3, name
     assert list((tmp_path / "outputs" / "mlflow").rglob("filters/first_layer/*.png"))
 
 
 @pytest.mark.slow
-def test_wandb_logs_offline(tmp_path: Path) -> None:
-    done = vggexp("train", *QUICK, *ALL, "logger=wandb", "hydra.run.dir=outputs/run", cwd=tmp_path)
+def test_wandb_logs_offline_and_says_how_the_parts_of_a_resumed_run_are_sent(tmp_path: Path) -> None:
+    args = [*QUICK, *ALL, "logger=wandb", "hydra.run.dir=outputs/run"]
+    done = vggexp("train", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "look inside    wandb sync outputs/run/wandb/offline-run-*" in done.stdout
     (log,) = (tmp_path / "outputs" / "run" / "wandb").rglob("*.wandb")
     assert log.stat().st_size > 10_000
     assert list((tmp_path / "outputs" / "run" / "wandb").rglob("*.png"))
+    more = ["resume=outputs/run", "trainer.max_epochs=3", "allowed_packages=[synthetic]"]
+    again = vggexp("train", *more, cwd=tmp_path)
+    name = (tmp_path / "outputs" / "run" / "logger_id.txt").read_text().strip()
+    assert f"wandb sync --id {name} outputs/run/wandb/offline-run-*" in again.stdout
+
+
+def test_wandb_gets_what_is_saved_and_nothing_that_a_resumed_run_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[Any] = []
+    monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics, step: logged.append((metrics, step)))
+    monkeypatch.setattr(WandbLogger, "finalize", lambda self, status: None)
+    logger = loggers._WandB(offline=True, id="none")
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.save()
+    logger.log_metrics({"a": 2.0}, 2)
+    logger.finalize("failed")
+    assert logged == [({"a": 1.0}, 1)]
+    logger.finalize("success")
+    assert logged == [({"a": 1.0}, 1), ({"a": 2.0}, 2)]
 
 
 @pytest.mark.slow

@@ -27,6 +27,6 @@ from vggexp.inspection.loggers import BOARDS, Board
 
 def callbacks(cfg: Config, folder: Path, logger: Logger | None) -> list[Callback]:
     """The inspections that `inspect.show` names, in its order."""
-    board = BOARDS.get(type(logger).__name__, Board)(logger)
+    board = BOARDS.get(cfg.logger.name, Board)(logger)
     kinds = [locate(target, Inspection) for target in cfg.inspect.targets()]
     return [kind(board, cfg, folder) for kind in kinds if logger is not None or kind.shows_scalars]

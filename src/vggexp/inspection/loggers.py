@@ -1,7 +1,8 @@
 """Where a run's numbers, pictures and texts go beside `metrics.csv`: the logger that one word chooses."""
 
 import secrets
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError, described
 from vggexp.inspection.pictures import Picture
 from vggexp.runs import layout, metrics
-from vggexp.system import files, paths
+from vggexp.system import files, paths, terminal
+from vggexp.system.signals import Interrupted
 
 ASIDE = (
     *("allowed_packages", "checkpoint.", "inspect.", "logger."),
@@ -78,8 +80,59 @@ class WandB(Board):
         self.logger.log_text(tag, columns=["text"], data=[[markdown]])
 
 
-BOARDS: dict[str, type[Board]] = {"TensorBoardLogger": TensorBoard, "MLFlowLogger": MLflow, "WandbLogger": WandB}
-"""The board of each logger, by the name of the logger's class."""
+BOARDS: dict[str, type[Board]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+"""The board of each logger, by the logger's name."""
+
+
+class _MLflow(MLFlowLogger):
+    """A run in MLflow that may be resumed: its points are logged once, and its status is true."""
+
+    _known: dict[str, set[int]] | None = None
+
+    def resume(self, values: Mapping[str, Any]) -> None:
+        """A resumed run repeats what it had logged after it saved, bit by bit; MLflow would keep both.
+
+        The parameters that it was started with cannot be changed there; those of `values` that differ become tags.
+        """
+        self._known = {}
+        self.experiment.update_run(self.run_id, status="RUNNING")
+        params = self.experiment.get_run(self.run_id).data.params
+        for name, value in values.items():
+            if params.get(name) != str(value):
+                self.experiment.set_tag(self.run_id, f"resumed.{name}", str(value))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._known is not None:
+            for name in metrics.keys() - self._known.keys():
+                history = self.experiment.get_metric_history(str(self.run_id), name)
+                self._known[name] = {point.step for point in history}
+            metrics = {name: value for name, value in metrics.items() if step not in self._known[name]}
+        if metrics:
+            super().log_metrics(metrics, step)
+
+    def finalize(self, status: str = "success") -> None:
+        super().finalize("KILLED" if isinstance(sys.exception(), Interrupted) else status)
+
+
+class _WandB(WandbLogger):
+    """A run in W&B that may be resumed: what is logged after the last save, a resumed run will log again."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._held: list[tuple[Mapping[str, Any], int | None]] = []
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self._held.append((metrics, step))
+
+    def save(self) -> None:
+        held, self._held = self._held, []
+        for values, step in held:
+            super().log_metrics(values, step)
+
+    def finalize(self, status: str) -> None:
+        if status == "success":
+            self.save()
+        super().finalize(status)
 
 
 def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
@@ -94,17 +147,22 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
     path = folder / layout.LOGGER_ID
     known = path.read_text().strip() if path.exists() else None
     try:
-        logger: Logger = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
+        logger: _MLflow | _WandB = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
         if known is None:
             files.write_text(path, f"{logger.version}\n")
             logger.log_hyperparams(_compared(cfg))
+        elif isinstance(logger, _MLflow):
+            logger.resume(_compared(cfg))
+        elif cfg.logger.mode == "offline":
+            sends = f"wandb sync --id {known} {terminal.argument(folder)}/wandb/offline-run-*"
+            terminal.say(f"logger=wandb: offline, each part of a resumed run has a folder of its own; {sends}")
     except Exception as error:
         raise UserError(f"logger={name}: cannot be used: {described(error)}", 1) from error
     return logger
 
 
 def _mlflow(cfg: Config, folder: Path, known: str | None) -> Any:
-    return MLFlowLogger(
+    return _MLflow(
         experiment_name=cfg.logger.project or "vggexp",
         run_name=folder.name,
         tracking_uri=cfg.logger.uri or f"sqlite:///{(paths.outputs() / 'mlflow.db').resolve()}",
@@ -118,7 +176,7 @@ def _wandb(cfg: Config, folder: Path, known: str | None) -> Any:
 
     settings, name = wandb.Settings(silent=True, console="off"), known or secrets.token_hex(4)
     where: Any = {"project": cfg.logger.project, "save_dir": folder, "offline": cfg.logger.mode == "offline"}
-    return WandbLogger(name=folder.name, id=name, resume="allow", settings=settings, **where)
+    return _WandB(name=folder.name, id=name, resume="allow", settings=settings, **where)
 
 
 def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None:
@@ -135,7 +193,8 @@ def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None
             writer.add_summary(summary)
         writer.close()
     elif logger is not None:
-        logger.log_metrics({f"final/{name}": value for name, value in final.items()})
+        logger.log_metrics({f"final/{name}": value for name, value in final.items()}, step=result["steps"])
+        logger.save()
 
 
 def _compared(cfg: Config) -> dict[str, Any]:

@@ -9,6 +9,14 @@ from vggexp.errors import UserError
 from vggexp.runs import metrics, read
 from vggexp.system import terminal
 
+LOOK = {
+    "tensorboard": "vggexp tensorboard {folder}",
+    "csv": "vggexp report {folder}",
+    "mlflow": "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db, or vggexp report {folder}",
+    "wandb": "wandb sync {folder}/wandb/offline-run-*, or vggexp report {folder}",
+}
+"""Where the numbers of a run are shown, by the name of its logger."""
+
 
 def announce(cfg: Config, folder: Path) -> None:
     """Prints one line before anything heavy is loaded."""
@@ -40,7 +48,7 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
         "run folder": terminal.short(folder),
     }
     terminal.console().print(terminal.pairs(rows))
-    terminal.say(f"look inside    vggexp tensorboard {terminal.argument(folder)}")
+    terminal.say(f"look inside    {LOOK[result['config']['logger']['name']].format(folder=terminal.argument(folder))}")
 
 
 def show_sweep(folder: Path) -> None:
