@@ -135,6 +135,13 @@ def test_onecycle_starts_peaks_and_ends_as_configured() -> None:
     assert found.index(max(found)) == pytest.approx(0.3 * 101, abs=2)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 0.5), (4, 0.25), (5, 0.2)])
+def test_onecycle_with_a_rise_of_no_step_begins_at_its_peak(steps: int, warmup: float) -> None:
+    found = rates("onecycle", steps, warmup=warmup, initial=0.1, final=0.001)
+    assert found[0] == pytest.approx(0.5)
+    assert found == sorted(found, reverse=True)
+
+
 def test_triangular_is_two_straight_lines() -> None:
     found = rates("triangular", 100, warmup=0.2, initial=0.1, final=0.02)
     assert found[0] == pytest.approx(0.05)

@@ -191,6 +191,23 @@ def test_a_terminal_shows_a_progress_bar_and_a_line_for_each_epoch_above_it(
     assert "Epoch" not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_bounds_the_gradients_of_a_fused_optimizer(algorithm: str, train: Callable[..., Run]) -> None:
+    seen: list[float] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = torch.cat([weight.grad.flatten() for weight in optimizer.param_groups[0]["params"]])
+        seen.append(float(gradients.norm() if algorithm == "norm" else gradients.abs().max()))
+
+    hook = register_optimizer_step_pre_hook(look)
+    clip = ["trainer.gradient_clip_val=0.01", f"trainer.gradient_clip_algorithm={algorithm}"]
+    try:
+        train(*clip, "trainer.precision=bf16-mixed", "optimizer.fused=true", "trainer.max_epochs=1")
+    finally:
+        hook.remove()
+    assert max(seen) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_early_stopping_stops(train: Callable[..., Run]) -> None:
     done = train("optimizer.lr=1e-9", "trainer.max_epochs=20", "trainer.early_stopping.patience=2")
     assert done.result["epochs"] < 20
@@ -201,6 +218,8 @@ def test_early_stopping_stops(train: Callable[..., Run]) -> None:
     [
         ["trainer.precision=bf16-mixed"],
         ["trainer.gradient_clip_val=0.5", "scheduler=onecycle"],
+        ["trainer.gradient_clip_val=0.5", "trainer.precision=bf16-mixed", "optimizer=sgd", "optimizer.fused=true"],
+        ["trainer.detect_anomaly=true", "model.batch_norm=true", "inspect=default"],
         ["optimizer=adamw", "scheduler=cosine"],
         ["optimizer=sgd", "data.num_workers=1"],
         ["model=vgg19", "data.resize=33", "trainer.deterministic=true"],

@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vggexp.runs import manifest
 from vggexp.runs.metrics import SCORES
 
-TIMES = {"images_per_second", "train_seconds", "seconds", "Throughput"}
-"""Values that a clock measures, which differ from run to run."""
+TIMES = {"images_per_second", "train_seconds", "seconds", "Throughput", "Timer", "memory_gib"}
+"""Values that are measured, which differ from run to run."""
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "TensorBoard": {
             tag: [(event.step, event.value) for event in events.Scalars(tag)]
             for tag in events.Tags()["scalars"]
-            if tag not in TIMES
+            if tag.partition("/")[0] not in TIMES
         },
         "result.json": {k: result[k] for k in ("status", "epochs", "best_epoch", "steps", *SCORES) if k in result},
     }

@@ -1,5 +1,6 @@
 """Runs on several processes give the same numbers as one process, and stop and resume as one."""
 
+import contextlib
 import os
 import signal
 import time
@@ -88,3 +89,28 @@ def test_several_processes(tally: Callable[[str], Tally], tmp_path: Path, count:
             found = compare.differences(expected, compare.outcome(cwd / "outputs" / "run"))
             assert not found, found[:5]
     worlds.check()
+
+
+def test_the_death_of_a_process_is_told_in_a_line(tmp_path: Path) -> None:
+    with started(tmp_path, *options(2), "trainer.max_epochs=500", "hydra.run.dir=outputs/run") as process:
+        process.wait_for_output("epoch 2/")
+        (other,) = [pid for pid in _members(process.pid) if pid != process.pid]
+        os.kill(other, signal.SIGKILL)
+        assert process.wait(60) == 1
+        assert "Traceback" not in process.output + process.errors
+        assert process.errors.endswith(
+            "vggexp: trainer.strategy=ddp: process 1 of 2 (rank 1) has ended by SIGKILL; "
+            "to continue: vggexp train resume=outputs/run\n"
+        )
+    assert manifest.load(tmp_path / "outputs" / "run", "")["status"] == "failed"
+
+
+def _members(group: int) -> list[int]:
+    """The processes of a group that are no threads, zombies or helpers of multiprocessing."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes()
+            if os.getpgid(int(folder.name)) == group and b"resource_tracker" not in command and command:
+                found.append(int(folder.name))
+    return found

@@ -46,6 +46,11 @@ class CSVLogger(Logger):
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.rows)
         self.rows = []
 
+    def at(self, step: int) -> list[dict[str, float]]:
+        """What the file says of a step."""
+        found = [row for row in read.rows(self.path) if row.pop("step") == str(step)]
+        return [{name: float(text) for name, text in row.items()} for row in found]
+
     @rank_zero_only
     def sync(self) -> None:
         """Saves, and waits until the rows are on the disk."""

@@ -17,13 +17,17 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.2f} M"
 
 
+def _exactly(count: int) -> str:
+    return f"{_millions(count)} ({count:,})"
+
+
 def _mib(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
 
 
 LAYER: Columns = {"layer": str, "kind": str, "output shape": str, "parameters": "{:,}".format}
 LAYER |= {"MACs": _millions, "activation bytes": _mib}
-TOTAL: Columns = {"network": str, "resize": None, "batch size": None, "parameters": _millions, "MACs": _millions}
+TOTAL: Columns = {"network": str, "resize": None, "batch size": None, "parameters": _exactly, "MACs": _exactly}
 TOTAL |= {"activation bytes": _mib, "estimated training bytes": _mib}
 MEASURED: Columns = {"measured training bytes": _mib, "measured seconds per step": "{:.3f}".format}
 MEASURED |= {"images per second": "{:,.0f}".format}

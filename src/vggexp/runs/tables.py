@@ -7,12 +7,12 @@ from typing import Any
 from vggexp.config.schema import Config
 from vggexp.errors import UserError
 from vggexp.runs import metrics, read
-from vggexp.system import terminal
+from vggexp.system import paths, terminal
 
 LOOK = {
     "tensorboard": "vggexp tensorboard {folder}",
     "csv": "vggexp report {folder}",
-    "mlflow": "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db, or vggexp report {folder}",
+    "mlflow": "mlflow ui --backend-store-uri {store}, or vggexp report {folder}",
     "wandb": "wandb sync {folder}/wandb/offline-run-*, or vggexp report {folder}",
 }
 """Where the numbers of a run are shown, by the name of its logger."""
@@ -48,7 +48,9 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
         "run folder": terminal.short(folder),
     }
     terminal.console().print(terminal.pairs(rows))
-    terminal.say(f"look inside    {LOOK[result['config']['logger']['name']].format(folder=terminal.argument(folder))}")
+    logger, place = result["config"]["logger"], terminal.argument(folder)
+    store = logger["uri"] or f"sqlite:///{paths.outputs()}/mlflow.db"
+    terminal.say(f"look inside    {LOOK[logger['name']].format(folder=place, store=store)}")
 
 
 def show_sweep(folder: Path) -> None:

@@ -1,8 +1,11 @@
 """One run: a checked config and a folder in, a trained and tested network and its results out."""
 
 import multiprocessing
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,18 +81,37 @@ def run(
     """
     others = multiprocessing.active_children()
     signals = signals or Signals()
+    prepared: Prepared | None = None
+
+    def begins() -> None:
+        assert prepared is not None
+        begun(*prepared.position)
+
     try:
-        prepared = prepare(cfg, folder, resume, signals, [Start(lambda: begun(*prepared.position)), *callbacks])
+        prepared = prepare(cfg, folder, resume, signals, [Start(begins), *callbacks])
         fit(prepared)
         result = summarize(prepared)
         if prepared.trainer.is_global_zero:
             loggers.conclude(prepared.logger, cfg, result)
         return result
-    except Exception:
+    except Exception as error:
         signals.check()  # if one has cut something short, the error only follows from that
+        if prepared is not None and (lost := _lost(prepared.trainer)):
+            again = terminal.argument(folder, "resume")
+            raise UserError(f"trainer.strategy=ddp: {lost}; to continue: vggexp train {again}", 1) from error
         raise
     finally:
         kill_children(others)  # of a run that is stopped, the processes that load batches
+
+
+def _lost(trainer: L.Trainer) -> str | None:
+    """Which of the further processes has ended, so that the first one could not go on; None if all live."""
+    for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", ()), start=1):
+        with suppress(subprocess.TimeoutExpired):  # its end may be noticed a moment before it is known
+            if code := process.wait(1):
+                how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                return f"process {rank} of {trainer.world_size} (rank {rank}) has ended by {how}"
+    return None
 
 
 def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks: Sequence[L.Callback]) -> Prepared:

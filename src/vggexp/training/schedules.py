@@ -38,9 +38,11 @@ def onecycle(
 
     Source: Smith & Topin, "Super-Convergence", 2018. Momentum stays as the optimizer has it.
     """
-    highest = [group["lr"] for group in optimizer.param_groups]
+    highest, steps = [group["lr"] for group in optimizer.param_groups], max(total_steps, 2)
+    if warmup * steps == 1:  # a rise of no step, by whose length torch would divide
+        warmup = math.nextafter(warmup, 0)
     shape: Any = {"pct_start": warmup, "div_factor": 1 / initial, "final_div_factor": initial / final}
-    return OneCycleLR(optimizer, highest, max(total_steps, 2), cycle_momentum=False, **shape)
+    return OneCycleLR(optimizer, highest, steps, cycle_momentum=False, **shape)
 
 
 def triangular(

@@ -23,8 +23,11 @@ from vggexp.system import hardware
 
 def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     """Lightning's Trainer with the options of the config; refuses what this machine cannot do."""
-    if cfg.trainer.precision == "16-mixed" and hardware.device(cfg.trainer.accelerator).type == "cpu":
+    on_cpu = hardware.device(cfg.trainer.accelerator).type == "cpu"
+    if cfg.trainer.precision == "16-mixed" and on_cpu:
         raise UserError("trainer.precision=16-mixed: needs a GPU; on a CPU, set trainer.precision=bf16-mixed")
+    if cfg.trainer.sync_batchnorm and cfg.trainer.strategy == "ddp" and on_cpu:
+        raise UserError("trainer.sync_batchnorm=true: needs GPUs; leave it out")
     _quiet()
     options = cfg.trainer.model_dump(exclude={"compile", "early_stopping", "enable_progress_bar", "max_steps"})
     if options["profiler"] == "pytorch":

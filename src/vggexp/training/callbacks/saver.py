@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from vggexp.inspection.csvlog import CSVLogger
 from vggexp.runs import layout, metrics
@@ -33,6 +34,7 @@ class Saver(Checkpoint):
         self.point: Point = "epoch"
         self._stopped = False
         self._saved: tuple[Point, int] = ("epoch", 0)
+        self._again: list[dict[str, float]] = []
 
     @property
     def best_path(self) -> Path | None:
@@ -45,11 +47,17 @@ class Saver(Checkpoint):
         return self._before + self._here()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_test_start(trainer, pl_module)
+        for values in self._again:
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger | TensorBoardLogger):  # which drop what was logged from a step on
+                    logger.log_metrics(values, trainer.global_step - 1)
+        self._again = []
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.install()
         self.signals.armed = True
         self._saved_at = time.monotonic()
-
-    on_test_start = on_train_start
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer, "epoch")
@@ -109,9 +117,13 @@ class Saver(Checkpoint):
                 epochs[counter] |= dict.fromkeys(epochs[counter], epochs[counter]["processed"])
             begun = int(self.point == "validation")
             validation[counter] = {"ready": begun, "started": begun, "processed": 0, "completed": 0}
-        checkpoint["first_step"] = trainer.global_step - (self.point == "validation")
+        checkpoint["first_step"] = trainer.global_step
+        if self.point == "validation":  # its scores belong to the last step, which has logged before it
+            checkpoint["first_step"] -= 1
+            logged = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+            checkpoint["again"] = [row for logger in logged for row in logger.at(trainer.global_step - 1)]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["callbacks"][self.state_key]
-        self._saved = (state["point"], checkpoint["global_step"])
+        self._saved, self._again = (state["point"], checkpoint["global_step"]), checkpoint.get("again", [])
         trainer.should_stop = state["stopped"]
