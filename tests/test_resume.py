@@ -106,7 +106,16 @@ def test_a_finished_record_outlives_attempts_to_train_it_further(tmp_path: Path)
     assert {name: found.result[name] for name in SCORES} == {name: finished.result[name] for name in SCORES}
     assert load(str(folder), {"allowed_packages": ["synthetic"]}).result == found.result
 
-    assert vggexp("train", *more, cwd=tmp_path).returncode == 0
+    assert vggexp("runs", "mark", "outputs/run", "tags=mine", cwd=tmp_path).returncode == 0
+    assert read.read(folder).result["tags"] == ["mine"]
+    with started(tmp_path, *more) as process:
+        process.wait_for_output("epoch 3/")
+        assert read.read(folder).status == "running"
+        assert select.checkpoint(str(folder), "run").name == "finished.ckpt"
+        assert process.wait(60) == 0
+    (folder / "checkpoints" / "finished.ckpt").touch()  # as a crash would leave it
+    assert select.checkpoint(str(folder), "run").name == "best.ckpt"
+    (folder / "checkpoints" / "finished.ckpt").unlink()
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["epochs"], "finished" in result) == ("completed", 5, False)
     assert not (folder / "checkpoints" / "finished.ckpt").exists()

@@ -150,13 +150,7 @@ def test_options_that_meet(
     options = tally("options")
     every = factors()
     assert len(every) > 45
-    triples = (
-        []
-        if __import__("os").environ.get("PAIRS")
-        else [{"fields": [key for key in STEP if key in every], "strength": 3}]
-        if count(1, 0)
-        else []
-    )
+    triples = [{"fields": [key for key in STEP if key in every], "strength": 3}] if count(1, 0) else []
     rows = make(every, strength=2, salt="options", sub_models=triples)
     random.Random(6).shuffle(rows)
     lines = [arguments(row) for row in rows[: count(len(rows), 3)]]  # not in threads, in which Hydra cannot compose

@@ -89,7 +89,7 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     except (RuntimeError, TypeError, AttributeError) as error:
         first = [line.strip() for line in str(error).splitlines()[:2]]
         raise UserError(f"{place}: its weights do not fit the network that it names: {' '.join(first)}") from error
-    tested = found.status == "completed" and path.resolve() == layout.tested_checkpoint(folder).resolve()
+    tested = found.status == "completed" and path.resolve() == found.tested_checkpoint().resolve()
     return Network(path, cfg, tuple(classes), dimensions, module.eval(), found.result if tested else None)
 
 

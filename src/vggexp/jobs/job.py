@@ -115,7 +115,7 @@ def train(
         kept = None
         if (epoch, batch) != (0, 0):
             content["begins"] |= {"epoch": epoch, "batch": batch}
-            if "finished" in content and not is_worker():
+            if past and past["status"] == "completed" and not is_worker():
                 manifest.keep_finished(folder)
             _write(folder, content)
 

@@ -28,7 +28,11 @@ def checkpoint(run: Path, name: str) -> Path:
     return run / CHECKPOINTS / name
 
 
-def tested_checkpoint(run: Path) -> Path:
-    """The checkpoint that a finished run was tested with: the best by val/acc, without validation the last."""
-    paths = [checkpoint(run, name) for name in (FINISHED, BEST, LAST)]
+def tested_checkpoint(run: Path, attempt: bool) -> Path:
+    """The checkpoint that a finished run was tested with: the best by val/acc, without validation the last.
+
+    Args:
+        attempt: whether the run has since been trained further, but not to the end.
+    """
+    paths = [checkpoint(run, name) for name in (*[FINISHED] * attempt, BEST, LAST)]
     return next((path for path in paths if path.exists()), paths[-1])

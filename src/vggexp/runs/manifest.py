@@ -89,10 +89,8 @@ def resumed(content: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, An
 
 def keep_finished(folder: Path) -> None:
     """Keeps the checkpoint that a finished run was tested with from being replaced while the run is trained further."""
-    tested, kept = layout.tested_checkpoint(folder), layout.checkpoint(folder, layout.FINISHED)
-    if not kept.exists() and tested.exists():
-        with files.replacing(kept) as temporary:
-            shutil.copyfile(tested, temporary)
+    with files.replacing(layout.checkpoint(folder, layout.FINISHED)) as temporary:
+        shutil.copyfile(layout.tested_checkpoint(folder, attempt=False), temporary)
 
 
 def changes(folder: Path, past: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vggexp.config.schema import flatten
+from vggexp.config.schema import REMARKS, flatten
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest, metrics
 
@@ -24,6 +24,10 @@ class Run(NamedTuple):
     reason: str  # why it did not complete
     result: dict[str, Any]
     config: dict[str, Any]  # its values, each under its keys joined by dots
+
+    def tested_checkpoint(self) -> Path:
+        """The checkpoint of what has finished, also while the run is trained further."""
+        return layout.tested_checkpoint(self.folder, bool({"finished", "attempt"} & self.result.keys()))
 
     def number(self, name: str) -> float | None:
         """A result, if it is a number."""
@@ -49,7 +53,9 @@ def read(folder: Path) -> Run:
     if status == "running" and not manifest.is_locked(folder):
         status, reason = "interrupted", KILLED
     if status != "running" and isinstance(result.get("finished"), dict):  # what was finished outlives an attempt
-        status, result = "completed", {**result["finished"], "attempt": {"status": status, "reason": reason}}
+        attempt = {"attempt": {"status": status, "reason": reason}}
+        remarks = {key: result[key] for key in REMARKS if key in result}
+        status, result = "completed", {**result["finished"], **remarks, **attempt}
     return Run(folder, status, reason, result, flatten(result["config"]))
 
 

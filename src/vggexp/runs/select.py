@@ -33,11 +33,11 @@ def checkpoint(name: str, key: str) -> Path:
     if not (path.is_dir() or _is_last(name)):
         raise UserError(f"{key}={name}: no such file or folder; name a run folder, a checkpoint file, or {LAST}")
     found = read.read(run(name, key))
-    tested = layout.tested_checkpoint(found.folder)
+    tested = found.tested_checkpoint()
     fault = "holds no checkpoint; name another run"
     if found.status == "unreadable":
         fault = found.reason
-    elif found.status != "completed":
+    elif found.status != "completed" and "finished" not in found.result:
         reason = f" ({found.reason})" if found.reason else ""
         remedy = f"; to use what it has so far, set {key}={tested}" if tested.exists() else ""
         fault = f"did not finish: its status is {found.status}{reason}{remedy}"
