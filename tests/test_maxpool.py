@@ -155,3 +155,18 @@ def test_a_kept_kernel_that_cannot_be_trusted_is_not_loaded(obstacle: str, tmp_p
     compiler.library.cache_clear()
     assert compiler.library("maxpool") is not None  # compiled for this process alone
     assert before not in [path.read_bytes() for path in tmp_path.rglob("*.so")]
+
+
+def test_a_compiler_that_hangs_and_a_missing_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "g++"
+    script.write_text("#!/bin/sh\nexec sleep 30\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(compiler, "PATIENCE", 0.2)
+    monkeypatch.setattr("shutil.which", lambda name: str(script))
+    assert compiler.library.__wrapped__("maxpool") is None
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", missing)
+    assert compiler.library.__wrapped__("maxpool") is None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vggexp.system import files, hardware, paths
 
+PATIENCE = 60  # seconds after which a compiler that hangs is given up
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -55,7 +56,7 @@ def _linked(name: str, compiler: str, temporary: str) -> ctypes.CDLL | None:
 
 def _compile(compiler: str, source: Path, compiled: str, linked: str) -> None:
     for command in ([*OPTIONS, "-c", str(source), "-o", compiled], ["-shared", compiled, "-o", linked]):
-        subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
+        subprocess.run([compiler, *command], check=True, capture_output=True, timeout=PATIENCE)
 
 
 def _own_folder() -> Path | None:
