@@ -39,7 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run every trial of tests/faults, not a sample")
 
 
-LONGEST = ("test_launchers", "test_search", "test_benchmarks", "test_summary", "test_stops", "test_sweep", "test_fused")
+LONGEST = (
+    *("test_launchers", "test_search", "test_benchmarks", "test_summary", "test_stops", "test_sweep", "test_fused"),
+    *("test_precision", "test_options", "test_inspection", "test_processes", "test_resume", "test_terminal"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

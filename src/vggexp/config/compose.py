@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -205,7 +204,7 @@ def session(flags: argparse.Namespace) -> Iterator[Session]:
     """Has Hydra compose the configs of a command line."""
     conf = Path(flags.config_path).resolve() if flags.config_path else paths.CONF
     Plugins.instance().register(ConfigDir)
-    SourcesRegistry.instance().types["file"] = policy.FileConfigSource
+    policy.check_files()
     ConfigDir.folder = flags.config_dir
     try:
         with initialize_config_dir(str(conf), job_name="train", version_base="1.3"):

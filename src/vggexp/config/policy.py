@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,6 +46,11 @@ class FileConfigSource(file_config_source.FileConfigSource):
             raise UserError(f"{path}: {error}") from error
         except RecursionError as error:
             raise UserError(f"{path}: is nested too deeply, or within itself") from error
+
+
+def check_files() -> None:
+    """Has Hydra read every file by FileConfigSource; its `register` would keep its own reader."""
+    SourcesRegistry.instance().types["file"] = FileConfigSource
 
 
 def _check_file(path: Path) -> None:
