@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, TESTS, Run, started
+from conftest import QUICK, TESTS, Run, started, vggexp
 from processes import environment, server
 from vggexp import commands
 from vggexp.system import paths, terminal
@@ -55,6 +55,27 @@ def test_a_command_whose_reader_leaves_ends_quietly(name: str, trained: Run, tmp
     reader.join(60)
     assert process.wait(60) in (0, 1, 141)
     assert "Traceback" not in read[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_a_command_on_a_poor_terminal(name: str, trained: Run, tmp_path: Path) -> None:
+    words = prepared(name, trained, tmp_path)
+    poor: dict[str, str | None] = {"PYTHONIOENCODING": "ascii", "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "40"}
+    done = vggexp(*words, cwd=tmp_path, HOME=None, XDG_CACHE_HOME=None, TMPDIR="/nowhere", **poor)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["runs", "report", "help of train"])
+def test_a_disk_that_is_full_is_told_in_a_line(name: str, trained: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vggexp", *prepared(name, trained, tmp_path)]
+    shell = ["bash", "-c", '"$@" > /dev/full', "bash", *command]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "vggexp: standard output: No space left on device\n")
 
 
 @pytest.mark.slow

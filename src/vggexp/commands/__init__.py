@@ -4,6 +4,7 @@
 - `options`: what they share: KEY=VALUE arguments
 """
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -37,6 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         terminal.mute(1)
         code = 141  # as if by SIGPIPE
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        terminal.mute(1)
+        code = terminal.fail(UserError(f"standard output: {error.strerror}", 1))
     return code
 
 
