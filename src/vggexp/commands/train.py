@@ -25,9 +25,9 @@ from vggexp.system import paths, terminal
 
 def main(args: list[str]) -> int:
     """Checks every config that the arguments ask for, then trains; returns the exit code."""
-    terminal.outlive_readers()
     run, args = options.take("resume", args)
     if run is not None:
+        terminal.outlive_readers()
         return job.resume_run(run, args)
     folder, args = options.take("sweep", args)
     code, args = options.take("code", args)
@@ -38,6 +38,8 @@ def main(args: list[str]) -> int:
         raise UserError(f"code={code}: is for a sweep that other code has begun, and must be {' or '.join(sweep.CODE)}")
     if flags.shows and not flags.cfg:
         return _show(flags, args)
+    if not flags.shows:
+        terminal.outlive_readers()
     with compose.session(flags) as session:
         if flags.cfg:
             session.job()
