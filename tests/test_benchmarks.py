@@ -39,6 +39,7 @@ def test_every_loop_trains_and_prints_what_it_measured(
     assert 2**27 < found["peak_memory_bytes"] < 2**35
 
 
+@pytest.mark.slow
 def test_the_operations_of_training_match_a_calculation_by_hand() -> None:
     assert compare.operations(224) == pytest.approx(2.848e9, rel=0.01)
     assert compare.operations(96) == pytest.approx(0.528e9, rel=0.01)

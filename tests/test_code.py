@@ -230,6 +230,7 @@ def test_a_sweep_notices_other_weights_of_the_same_name(tmp_path: Path, monkeypa
     assert f"2 were done by other code ({start} changed)" in text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_the_code_of_each_segment(tmp_path: Path) -> None:
     args = project(tmp_path)
     first = vggexp("train", *args, "hydra.run.dir=outputs/run", cwd=tmp_path)

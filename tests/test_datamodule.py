@@ -203,6 +203,7 @@ def same(ours: Recorder, theirs: Recorder) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_resumes_as_if_it_had_never_stopped(workers: int, tmp_path: Path) -> None:

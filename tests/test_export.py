@@ -36,6 +36,7 @@ def ready(pixels: np.ndarray) -> torch.Tensor:
     return resize(torch.from_numpy(pixels.copy()), 32).unsqueeze(1).float().div(255)
 
 
+@pytest.mark.slow
 def test_a_network_with_test_time_flip_is_exported_with_it(train: Callable[..., Run], tmp_path: Path) -> None:
     run = train("step.test_time_flip=true", "trainer.max_epochs=1")
     manifest.write(run.folder, manifest.collect(run.cfg) | {"status": "completed"} | run.result)
@@ -88,6 +89,7 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
+@pytest.mark.slow
 def test_prepared_tensors_can_be_the_input(found: networks.Network, tmp_path: Path) -> None:
     differences = export.export(found, tmp_path, ["onnx"], "tensor")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

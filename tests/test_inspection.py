@@ -49,6 +49,7 @@ def events(folder: Path) -> EventAccumulator:
     return read
 
 
+@pytest.mark.slow
 def test_showing_changes_no_number(train: Train) -> None:
     loud, quiet = (train("model.batch_norm=true", *args) for args in (ALL, ("inspect=off",)))
     assert [loud.result[name] for name in SCORES] == [quiet.result[name] for name in SCORES]

@@ -78,6 +78,7 @@ def test_weights_decay_by_the_learning_rate_times_the_weight_decay() -> None:
     assert torch.allclose(weights[1], torch.full((3, 3), 0.95))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["onecycle", "triangular", "cosine"])
 def test_a_run_with_muon_learns_with_every_schedule(scheduler: str, train: Callable[..., Run]) -> None:
     found = train("optimizer=muon", f"scheduler={scheduler}", "trainer.max_epochs=10", "model.dropout=0")

@@ -47,6 +47,7 @@ def test_a_difference_over_common_seeds_is_paired(pairs: list[tuple[float, float
         assert found.separated == (found.mean != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paired", [True, False])
 def test_the_interval_holds_the_truth_in_95_of_100_experiments(paired: bool) -> None:
     generator = np.random.default_rng(1)
@@ -61,6 +62,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_experiments(paired: bool) -> 
     assert 0.94 <= held / 2000 <= 0.96
 
 
+@pytest.mark.slow
 def test_many_comparisons_are_corrected_and_intervals_agree_with_their_tests() -> None:
     """With five networks that are all the same, one in twenty tables names a difference, not one in six."""
     generator = np.random.default_rng(2)
