@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synthetic import TEST, TRAIN, SyntheticMNIST
+from vggexp.data import datamodule
 from vggexp.data.augment import augment
 from vggexp.data.datamodule import Batches, split
 from vggexp.data.resize import resize
@@ -247,3 +248,10 @@ def test_augmentation_depends_only_on_seed_epoch_and_batch(tmp_path: Path) -> No
         stored = list(plain.loader("train", epoch))[batch][0]
         generator = torch.Generator().manual_seed(seed_at(5, AUGMENTATION, 0, epoch, batch))
         assert torch.equal(images[:, 0], resize(augment(stored, generator, **CHANGES), 32).float() / 255)
+
+
+def test_workers_start_within_processes_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """joblib's processes start others in their own way, which torch's workers cannot use."""
+    assert datamodule._context() == {}
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: "loky")
+    assert datamodule._context()["multiprocessing_context"] in ("fork", "spawn", "forkserver")

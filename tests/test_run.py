@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from conftest import QUICK, Run, configure, started, vggexp
+from conftest import QUICK, Run, configure, refusal, started, vggexp
 from synthetic import TEST, SyntheticMNIST
 from vggexp.config.instantiate import network
 from vggexp.errors import UserError
@@ -244,6 +244,23 @@ def test_options_train_to_finite_scores(train: Callable[..., Run], options: list
 def test_what_the_machine_or_the_data_cannot_do_is_one_line(override: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         run(configure(*QUICK, override), tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["train", "val", "test"])
+def test_a_share_of_batches_that_is_none_is_refused_before_training(stage: str, tmp_path: Path) -> None:
+    text = refusal(lambda: run(configure(*QUICK, f"trainer.limit_{stage}_batches=0.01"), tmp_path))
+    assert f"trainer.limit_{stage}_batches=0.01: is none of" in text
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_removed_while_it_is_trained_is_named(tmp_path: Path) -> None:
+    with started(tmp_path, *QUICK, "trainer.max_epochs=500", "hydra.run.dir=outputs/run") as process:
+        process.wait_for_output("epoch 2/")
+        (tmp_path / "outputs" / "run").rename(tmp_path / "away")
+        assert process.wait(60) == 1
+        assert "vggexp: outputs/run: was removed while it was trained; start a new run" in process.errors
+        assert "Traceback" not in process.errors
 
 
 def test_a_claimed_folder_is_refused_to_a_second_run(tmp_path: Path) -> None:

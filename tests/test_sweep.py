@@ -305,3 +305,12 @@ def test_jobs_that_start_together_divide_the_threads(
         made.launch(tmp_path, entries)
     assert os.environ["OMP_NUM_THREADS"] == threads
     assert [job[0] for job in launched[0]] == [f"seed={n}" for n in range(count)]
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_flag_came_last_is_continued(tmp_path: Path) -> None:
+    done = vggexp("train", FORK, *SMALL, "hydra.sweep.dir=outputs/end", "-m", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = vggexp("train", "sweep=outputs/end", "allowed_packages=[synthetic]", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "1 jobs in outputs/end: 1 done, 0 to do" in again.stdout

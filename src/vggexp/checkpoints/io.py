@@ -31,7 +31,7 @@ class CheckpointFiles(CheckpointIO):
                 message = "holds values that are not finite, so it is not saved; try a smaller optimizer.lr"
                 raise UserError(f"{name}: {message}", NON_FINITE)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed does not come back
             for abandoned in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
                 abandoned.unlink()
             with replacing(path) as temporary:

@@ -198,13 +198,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _known(error: BaseException, cfg: Config, folder: Path) -> UserError | None:
     """The message for a mistake or an error of the system; None if it is not one that a user can put right."""
+    if not folder.exists():
+        return UserError(f"{folder}: was removed while it was trained; start a new run", 1)
     if isinstance(error, UserError):
         return error
     text = str(error)
     if isinstance(error, FileNotFoundError) and "temporary directory" in text:
         return UserError(f"TMPDIR: {error.strerror}; set it to a folder that can be written", 1)
-    if not folder.exists():
-        return UserError(f"{folder}: was removed while it was trained; start a new run", 1)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         half = "half of it with trainer.accumulate_grad_batches=2"
         remedy = f"{half}, a smaller data.resize, a larger model.ratio, or trainer.precision=bf16-mixed"

@@ -117,6 +117,7 @@ def _lost(trainer: L.Trainer) -> str | None:
 def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks: Sequence[L.Callback]) -> Prepared:
     """Builds data, network, callbacks and trainer, in this order, because the seed is drawn from in between."""
     start = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
     memory.keep_freed()
     memory.forget_peak()
     L.seed_everything(cfg.seed, verbose=False)

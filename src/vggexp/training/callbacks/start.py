@@ -14,10 +14,11 @@ class Start(L.Callback):
     def __init__(self, tell: Callable[[], None]) -> None:
         self._tell: Callable[[], None] | None = tell
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a share of batches that is none: in testing, it would be noticed only when all is trained."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        for stage in filter(None, dict.fromkeys(("train", data.validates, "test"))):
+        stages = dict.fromkeys(("train", data.validates, "test")) if stage == "fit" else ()
+        for stage in filter(None, stages):
             limit, batches = getattr(trainer, f"limit_{stage}_batches"), len(data.loader(stage))
             if isinstance(limit, float) and batches and int(limit * batches) < 1:
                 key = f"trainer.limit_{stage}_batches"
