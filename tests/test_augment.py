@@ -75,6 +75,7 @@ def plain(train: Callable[..., Run]) -> Run:
     return train("trainer.max_steps=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["data.flip=true", "data.shift=2", "data.cutout=8"])
 def test_each_option_reaches_training_and_only_training(
     option: str, trained: Run, plain: Run, train: Callable[..., Run]
@@ -95,6 +96,7 @@ def test_validation_and_test_images_are_not_augmented() -> None:
     assert torch.equal(*(data.on_after_batch_transfer(batch, 0)[0] for data in (plain, changed)))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_with_the_same_augmentation(train: Callable[..., Run], tmp_path: Path) -> None:
     options = ("data.flip=true", "data.shift=2", "data.cutout=8")
     whole = train(*options)

@@ -66,6 +66,7 @@ def test_a_run_composes_its_config_and_makes_its_manifest_once(tmp_path: Path, m
 DONE = {"best_epoch": None, "seconds": 1.0, "images_per_second": 1.0, "parameters": 1, "peak_memory_bytes": 1}
 
 
+@pytest.mark.slow
 def test_a_choice_in_the_users_own_folder_can_be_swept(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "narrow.yaml").write_text("defaults: [vgg]\nratio: 16\n")

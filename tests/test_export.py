@@ -118,6 +118,7 @@ def test_large_logits_may_differ_by_more(
         assert call() if factor < 1 else "its logits differ" in refusal(call)
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_agree_is_not_kept(
     found: networks.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

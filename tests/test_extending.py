@@ -73,12 +73,14 @@ def test_a_data_set_with_the_commands_of_the_page(folder: Path) -> None:
     assert checkpoint["dimensions"] == {"image_size": 32, "in_channels": 1, "num_classes": 3}
 
 
+@pytest.mark.slow
 def test_a_network(trained: Callable[[str], Run]) -> None:
     result = trained("model.width=32").result
     assert result["parameters"] == 32 * 32 * 32 + 32 + 32 * 3 + 3
     assert float(result["test/acc"]) > 0.8
 
 
+@pytest.mark.slow
 def test_an_optimizer(trained: Callable[[str], Run], monkeypatch: pytest.MonkeyPatch) -> None:
     import mine.optimizers
 
@@ -91,6 +93,7 @@ def test_an_optimizer(trained: Callable[[str], Run], monkeypatch: pytest.MonkeyP
     assert float(result["test/acc"]) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["f1", "top_two"])
 def test_a_metric(name: str, trained: Callable[[str], Run]) -> None:
     done = trained(f"+metrics.{name}=")
@@ -99,6 +102,7 @@ def test_a_metric(name: str, trained: Callable[[str], Run]) -> None:
         assert score in (done.folder / "metrics.csv").read_text().partition("\n")[0].split(",")
 
 
+@pytest.mark.slow
 def test_a_picture(trained: Callable[[str], Run]) -> None:
     done = trained("mine.pictures.LastLayer")
     events = EventAccumulator(str(done.folder), size_guidance={"images": 0})

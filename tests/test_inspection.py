@@ -57,6 +57,7 @@ def test_showing_changes_no_number(train: Train) -> None:
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
+@pytest.mark.slow
 def test_everything_requested_is_shown(shown: Run) -> None:
     tags = events(shown.folder).Tags()
     classes = [f"bar_{n}" for n in range(10)]
@@ -82,6 +83,7 @@ def test_pictures_are_limited_in_number_and_scalars_are_not(shown: Run) -> None:
     assert [event.step for event in read.Images("inputs/first_batch")] == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "times", "due"), [(5, 5, [1, 2, 3, 4, 5]), (10, 3, [2, 6, 10]), (1, 9, [1]), (7, 1, [7])]
 )

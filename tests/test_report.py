@@ -284,6 +284,7 @@ def test_runs_of_different_kinds_have_tables_of_their_own(sweep: Sweep, tmp_path
     assert refusal(lambda: part(one, group=["foo"])) == "group=foo: no run has that"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_all_axes_are_drawn_side_by_side_where_there_are_several(sweep: Sweep, tmp_path: Path, axes: int) -> None:
     folder = sweep(resizes=(32, 64) if axes > 1 else (32,), seeds=(0,))

@@ -215,6 +215,7 @@ def test_early_stopping_stops(train: Callable[..., Run]) -> None:
     assert done.result["epochs"] < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

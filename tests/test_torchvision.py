@@ -27,6 +27,7 @@ def test_the_names_are_torchvisions(depth: int, batch_norm: bool) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "batch_norm"), [(11, False), (16, True)])
 def test_a_state_dict_converts_both_ways_and_gives_the_same_outputs(depth: int, batch_norm: bool) -> None:
     torch.manual_seed(depth)
