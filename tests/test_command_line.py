@@ -95,7 +95,10 @@ def test_environment_variables_are_what_their_keys_want(monkeypatch: pytest.Monk
         "trainer.deterministic=${oc.env:ON}",
     )
     assert (cfg.optimizer.lr, cfg.data.root, cfg.seed, cfg.trainer.deterministic) == (0.02, "1234", 7, True)
-    assert "optimizer.lr=many: must be a valid number" in refusal(lambda: configure("optimizer.lr=${oc.env:WORD}"))
+    for text in ("many", "[1", "a: b: c", "${oc.env:SEED"):
+        monkeypatch.setenv("WORD", text)
+        said = refusal(lambda: configure("optimizer.lr=${oc.env:WORD}"))
+        assert said.startswith(f"optimizer.lr={text}: must be a valid number"), said
 
 
 def test_a_folder_that_is_typed_may_be_anywhere(tmp_path: Path) -> None:

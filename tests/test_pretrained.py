@@ -81,6 +81,14 @@ def test_what_a_training_loop_wraps_around_the_weights_is_taken_off(
     assert (f"without the prefix {prefix}" in line) == bool(prefix)
 
 
+@pytest.mark.parametrize("prefix", ["", "net.", "module.net."])
+def test_a_network_whose_own_names_begin_like_a_prefix_keeps_them(prefix: str, tmp_path: Path) -> None:
+    source, net = (torch.nn.ModuleDict({"model": torch.nn.Linear(3, 2)}) for _ in range(2))
+    torch.save({f"{prefix}{name}": value for name, value in source.state_dict().items()}, tmp_path / "w.pth")
+    pretrained.load(net, str(tmp_path / "w.pth"))
+    assert torch.equal(net["model"].weight, source["model"].weight)
+
+
 def test_of_several_state_dicts_the_one_whose_names_fit_is_taken(tmp_path: Path) -> None:
     source, net = VGG(**SMALL), VGG(**SMALL)
     torch.save({"state_dict": {"other.weight": torch.zeros(2)}, "ema": source.state_dict()}, tmp_path / "w.pth")

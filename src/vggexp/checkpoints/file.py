@@ -170,12 +170,14 @@ def state_dicts(content: dict[str, Any], label: str) -> dict[str, dict[str, torc
         weights = {str(name): value for name, value in inner.items() if name != "n_averaged"}
         if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             continue
+        prefix: str | None = ""
         stripped = ""
-        while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None):
+        while prefix is not None:  # each form may be the right one: a network's own names may begin like a prefix
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
             stripped += prefix
-        where = [f"its {key}"] * bool(key) + [f"without the prefix {stripped}"] * bool(stripped)
-        found[", ".join(where)] = weights
+            where = [f"its {key}"] * bool(key) + [f"without the prefix {stripped}"] * bool(stripped)
+            found[", ".join(where)] = weights
+            prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None)
     if not found:
         raise UserError(f"{label}: holds no state dict; use a weights file")
     return found

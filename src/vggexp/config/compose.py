@@ -7,7 +7,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
@@ -24,6 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
 
 from vggexp.config import policy
 from vggexp.config.messages import explain, key_of, misplaced, one_line, text_of
@@ -244,9 +245,9 @@ def _decoded(values: Any, keys: set[str]) -> Any:
     except ValidationError as error:
         for fault in error.errors():
             if (key := ".".join(key_of(fault["loc"], values))) in keys:
-                values = OmegaConf.to_container(
-                    OmegaConf.merge(values, OmegaConf.from_dotlist([f"{key}={fault['input']}"]))
-                )
+                with suppress(YAMLError, OmegaConfBaseException):  # then the key will be refused as it is
+                    read = OmegaConf.from_dotlist([f"{key}={fault['input']}"])
+                    values = OmegaConf.to_container(OmegaConf.merge(values, read))
     return values
 
 

@@ -113,10 +113,10 @@ def train(
     def begun(epoch: int, batch: int) -> None:
         nonlocal kept
         kept = None
+        if past and past["status"] == "completed" and not is_worker():
+            manifest.keep_finished(folder)
         if (epoch, batch) != (0, 0):
             content["begins"] |= {"epoch": epoch, "batch": batch}
-            if past and past["status"] == "completed" and not is_worker():
-                manifest.keep_finished(folder)
             _write(folder, content)
 
     parent = os.getppid()
