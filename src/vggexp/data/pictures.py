@@ -138,7 +138,8 @@ def _prepare(picture: Image.Image, invert: bool) -> np.ndarray:
         gray = ImageOps.invert(gray)
     side = max(gray.size)
     if side**2 > LARGEST_SQUARE:
-        return np.asarray(ImageOps.pad(gray, (SIDE, SIDE), Image.Resampling.BILINEAR))
+        width, height = (max(1, pixels * SIDE // side) for pixels in gray.size)
+        gray, side = gray.resize((width, height), Image.Resampling.BILINEAR), SIDE
     return np.asarray(ImageOps.pad(gray, (side, side)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
@@ -152,8 +153,10 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
 def _transparent(picture: Image.Image, depths: list[str]) -> np.ndarray | None:
     """Where a gray PNG has its transparent color, (H, W) bool, of whatever depth; None for others."""
     value, mode = picture.info.get("transparency"), picture.mode
-    if picture.format != "PNG" or not isinstance(value, int) or not (mode == "L" or mode.startswith("I")):
+    if picture.format != "PNG" or not isinstance(value, int) or not (mode in ("1", "L") or mode.startswith("I")):
         return None
+    if mode == "1":
+        return np.asarray(picture) == bool(value)
     bits = next((int(raw[2:]) for raw in depths if raw in ("L;2", "L;4")), 8)
     shown = value * 255 // (2**bits - 1) if bits < 8 else value  # Pillow stretches the pixels to 8 bits, not this
     found: np.ndarray = np.asarray(picture) == shown
