@@ -155,11 +155,9 @@ def _transparent(picture: Image.Image, depths: list[str]) -> np.ndarray | None:
     value, mode = picture.info.get("transparency"), picture.mode
     if picture.format != "PNG" or not isinstance(value, int) or not (mode in ("1", "L") or mode.startswith("I")):
         return None
-    if mode == "1":
-        return np.asarray(picture) == bool(value)
     bits = next((int(raw[2:]) for raw in depths if raw in ("L;2", "L;4")), 8)
     shown = value * 255 // (2**bits - 1) if bits < 8 else value  # Pillow stretches the pixels to 8 bits, not this
-    found: np.ndarray = np.asarray(picture) == shown
+    found: np.ndarray = np.asarray(picture) == (bool(value) if mode == "1" else shown)
     return found
 
 
