@@ -121,6 +121,23 @@ def test_a_finished_record_outlives_attempts_to_train_it_further(tmp_path: Path)
     assert not (folder / "checkpoints" / "finished.ckpt").exists()
 
 
+@pytest.mark.slow
+def test_a_run_of_no_epochs_can_be_trained_further(tmp_path: Path) -> None:
+    """It has no checkpoint, but scores, which stay until there are others."""
+    folder = tmp_path / "outputs" / "run"
+    none = vggexp("train", *QUICK, "trainer.max_epochs=0", "hydra.run.dir=outputs/run", cwd=tmp_path)
+    assert none.returncode == 0, none.stderr
+    finished = read.read(folder)
+    more = ["resume=outputs/run", "allowed_packages=[synthetic]", "trainer.max_epochs=2"]
+    killed = server().start("train", *more, cwd=tmp_path, env=environment(), sabotage=[("kill_in_validation", 2)])
+    assert killed.wait(60) == -signal.SIGKILL
+    found = read.read(folder)
+    assert (found.status, found.result["test/acc"]) == ("completed", finished.result["test/acc"])
+    assert vggexp("train", *more, cwd=tmp_path).returncode == 0
+    whole = run(configure(*QUICK), tmp_path / "whole")
+    assert read.read(folder).result["test/acc"] == whole["test/acc"]
+
+
 def test_what_changes_no_number_may_be_given_anew(tmp_path: Path) -> None:
     cfg = configure("trainer.max_epochs=1")
     manifest.write(tmp_path, manifest.collect(cfg))

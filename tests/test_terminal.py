@@ -79,15 +79,38 @@ def test_a_disk_that_is_full_is_told_in_a_line(name: str, trained: Run, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_and_other_commands_without_any_stream(tmp_path: Path) -> None:
-    """In interpreters of their own, as Python makes the streams when it starts."""
+@pytest.mark.parametrize("name", EVERY)
+def test_a_command_without_any_stream(name: str, trained: Run, tmp_path: Path) -> None:
+    words = prepared(name, trained, tmp_path)
+    log, closed = tmp_path / "log", [("closed_streams", 0)]
+    process = server().start(*words, cwd=tmp_path, env=environment(), log=log, sabotage=closed)
+    assert process.wait(60) == 0
+    assert log.read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_run_without_any_stream(tmp_path: Path) -> None:
+    """In an interpreter of its own, as Python makes the streams when it starts."""
     env = os.environ | {"PYTHONPATH": str(TESTS)}
-    train = ["train", *QUICK, "trainer.max_epochs=1", "hydra.run.dir=outputs/run"]
-    for words in (train, ["report", "outputs/run"], ["runs"]):
-        shell = ["bash", "-c", '"$@" >&- 2>&- <&-', "bash", sys.executable, "-m", "vggexp", *words]
-        assert subprocess.run(shell, cwd=tmp_path, env=env, check=False, timeout=120).returncode == 0
+    words = ["train", *QUICK, "trainer.max_epochs=1", "hydra.run.dir=outputs/run"]
+    shell = ["bash", "-c", '"$@" >&- 2>&- <&-', "bash", sys.executable, "-m", "vggexp", *words]
+    assert subprocess.run(shell, cwd=tmp_path, env=env, check=False, timeout=120).returncode == 0
     assert json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())["status"] == "completed"
-    assert (tmp_path / "outputs" / "run" / "report" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*EVERY, "train"])
+def test_a_command_without_a_temporary_folder(name: str, trained: Run, tmp_path: Path) -> None:
+    """It works, or says in a line what it needs."""
+    run = ["train", *QUICK, "trainer.max_epochs=1", "hydra.run.dir=outputs/run"]
+    words = run if name == "train" else prepared(name, trained, tmp_path)
+    log, absent = tmp_path / "log", [("no_temporary_folder", 0)]
+    process = server().start(*words, cwd=tmp_path, env=environment(), log=log, sabotage=absent)
+    code, text = process.wait(60), log.read_text()
+    assert "Traceback" not in text
+    assert code == 0 or (code == 1 and text.splitlines()[-1].startswith("vggexp: TMPDIR: ")), text
+    if name == "train":
+        assert (tmp_path / "outputs" / "run" / "result.json").exists() == (code == 0), text
 
 
 @pytest.mark.slow
@@ -103,7 +126,12 @@ def test_a_run_in_ascii(tmp_path: Path) -> None:
 def test_a_run_whose_reader_leaves_trains_on(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     options = [*QUICK, "hydra.run.dir=outputs/run"]
-    reader = threading.Thread(target=lambda: open(tmp_path / "pipe").close())
+
+    def leave_early() -> None:
+        with open(tmp_path / "pipe") as pipe:
+            pipe.read(1)
+
+    reader = threading.Thread(target=leave_early)
     reader.start()
     process = server().start("train", *options, cwd=tmp_path, env=environment(), log=tmp_path / "pipe")
     reader.join(60)

@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import signal
+import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,19 @@ def _die(*_: Any, **__: Any) -> None:
 def train_nothing(_: int) -> None:
     """Lets a command that would train end where it would begin."""
     job.start = sweep.start = lambda *_: 0  # type: ignore[assignment]
+
+
+def closed_streams(_: int) -> None:
+    """Closes the standard streams, as `>&- 2>&- <&-` does."""
+    for number in range(3):
+        os.close(number)
+    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
+
+
+def no_temporary_folder(_: int) -> None:
+    """Leaves no folder for temporary files, as in a container that is read-only."""
+    tempfile.tempdir = None
+    tempfile._candidate_tempdir_list = lambda: ["/nowhere"]  # type: ignore[attr-defined]
 
 
 def kill_in_validation(count: int) -> None:

@@ -24,7 +24,7 @@ CHOICES: dict[str, list[Any]] = {
     "scheduler": ["none", "cosine", "onecycle", "triangular"],
     "logger": ["tensorboard", "csv", "mlflow", "wandb"],
     "inspect": ["off", "default"],
-    "launcher": [None, "processes", "joblib"],
+    "launcher": [None, "processes", "joblib", "submitit_local", "ray"],
 }
 """Config groups, and how the run is launched."""
 
@@ -46,7 +46,7 @@ VALUES: dict[str, list[Any]] = {
     "trainer.max_epochs": [2],
     "trainer.max_steps": [None, 5],
     "trainer.max_time": [None, "00:00:30:00"],
-    "trainer.compile": [None],
+    "trainer.compile": [None, "default"],
     "trainer.limit_train_batches": [1.0, 0.5, 3],
     "trainer.limit_val_batches": [1.0, 2],
     "trainer.limit_test_batches": [1.0, 2],

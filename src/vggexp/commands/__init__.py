@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from vggexp.errors import UserError
-from vggexp.system import terminal
+from vggexp.system import files, terminal
 from vggexp.system.signals import Interrupted
 
 COMMANDS = {
@@ -71,9 +71,9 @@ def _run(argv: list[str] | None) -> int:
     except UserError as error:
         return terminal.fail(error)
     except FileNotFoundError as error:
-        if "temporary directory" not in str(error):
+        if (known := files.no_temporary_folder(error)) is None:
             raise
-        return terminal.fail(UserError(f"TMPDIR: {error.strerror}; set it to a folder that can be written", 1))
+        return terminal.fail(known)
     except Interrupted as stop:
         return stop.exit_code
     except KeyboardInterrupt:

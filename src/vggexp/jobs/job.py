@@ -19,7 +19,7 @@ from vggexp.config.schema import Config
 from vggexp.errors import Pruned, UserError, described
 from vggexp.jobs import launcher
 from vggexp.runs import code, layout, manifest, resume, select, tables
-from vggexp.system import terminal
+from vggexp.system import files, terminal
 from vggexp.system.signals import Interrupted, Signals, reason
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -203,8 +203,8 @@ def _known(error: BaseException, cfg: Config, folder: Path) -> UserError | None:
     if isinstance(error, UserError):
         return error
     text = str(error)
-    if isinstance(error, FileNotFoundError) and "temporary directory" in text:
-        return UserError(f"TMPDIR: {error.strerror}; set it to a folder that can be written", 1)
+    if (known := files.no_temporary_folder(error)) is not None:
+        return known
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         half = "half of it with trainer.accumulate_grad_batches=2"
         remedy = f"{half}, a smaller data.resize, a larger model.ratio, or trainer.precision=bf16-mixed"

@@ -89,8 +89,9 @@ def resumed(content: Mapping[str, Any], past: Mapping[str, Any]) -> dict[str, An
 
 def keep_finished(folder: Path) -> None:
     """Keeps the checkpoint that a finished run was tested with from being replaced while the run is trained further."""
-    with files.replacing(layout.checkpoint(folder, layout.FINISHED)) as temporary:
-        shutil.copyfile(layout.tested_checkpoint(folder, attempt=False), temporary)
+    if (tested := layout.tested_checkpoint(folder, attempt=False)).exists():  # a run of no epochs has none
+        with files.replacing(layout.checkpoint(folder, layout.FINISHED)) as temporary:
+            shutil.copyfile(tested, temporary)
 
 
 def changes(folder: Path, past: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:

@@ -39,7 +39,15 @@ def writing(folder: Path, place: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"{place}: {error.strerror or error}; name a folder that can be written", 1) from error
+        known = no_temporary_folder(error)
+        raise known or UserError(f"{place}: {error.strerror or error}; name a folder that can be written", 1) from error
+
+
+def no_temporary_folder(error: BaseException) -> UserError | None:
+    """The message where nothing temporary can be written, as in a container that is read-only; None for other errors."""
+    if not isinstance(error, FileNotFoundError) or "temporary directory" not in str(error):
+        return None
+    return UserError(f"TMPDIR: {error.strerror}; set it to a folder that can be written", 1)
 
 
 def sync(path: Path) -> None:
