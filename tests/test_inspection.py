@@ -75,6 +75,16 @@ def test_everything_requested_is_shown(shown: Run) -> None:
     assert "custom_scalars__config__" in tags["tensors"]
 
 
+@pytest.mark.slow
+def test_a_compiled_network_is_shown_as_it_was_written(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_eagerly(net: nn.Module, **_: Any) -> None:
+        net._compiled_call_impl = torch.compile(net._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    compiled = train("inspect=default", "trainer.compile=default", "trainer.max_epochs=1", "data.val_size=0")
+    assert events(compiled.folder).Tags()["graph"]
+
+
 def test_pictures_are_limited_in_number_and_scalars_are_not(shown: Run) -> None:
     read = events(shown.folder)
     steps = [event.step for event in read.Images("filters/first_layer")]

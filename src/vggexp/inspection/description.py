@@ -31,6 +31,10 @@ class Description(Inspection):
             self.board.add_text("run/manifest", f"```json\n{json.dumps(shown, indent=2)}\n```", 0)
         net, data = pl_module.net, pl_module.trainer.datamodule
         batch = trainer.precision_plugin.convert_input(images(trainer, data, examples(data, 1)))
-        with watched(trainer, net, {}), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's tracer warns about its own code
-            self.board.add_graph(net, batch)
+        compiled, net._compiled_call_impl = net._compiled_call_impl, None  # a compiled network cannot be traced
+        try:
+            with watched(trainer, net, {}), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's tracer warns about its own code
+                self.board.add_graph(net, batch)
+        finally:
+            net._compiled_call_impl = compiled
