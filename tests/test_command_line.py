@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import configure, refusal, vggexp
+from conftest import Run, configure, refusal, vggexp
 from processes import environment, server
 from vggexp.config import compose
 from vggexp.runs import manifest, resume
@@ -129,3 +129,42 @@ def test_a_resumed_run_takes_one_value(tmp_path: Path) -> None:
     manifest.write(tmp_path, manifest.collect(configure()))
     text = "trainer.max_epochs=40,50: takes one value"
     assert text in refusal(lambda: resume.config(tmp_path, ["trainer.max_epochs=40,50"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "run={run}", "input={run}/metrics.csv", "output="],
+        ["predict", "run={run}", "input={run}/metrics.csv", "output={run}/result.json"],
+        ["predict", "run={run}", "input={run}/metrics.csv", "output={run}/checkpoints/best.ckpt"],
+        ["runs", "{run}", "csv="],
+        ["runs", "{run}", "csv={run}"],
+        ["runs", "{run}", "csv={run}/result.json"],
+        ["evaluate", "run={run}", "output="],
+        ["report", "{run}", "output="],
+        ["train", "-sc", "query=bash"],
+        ["train", "--info=bogus"],
+        ["train", "--info", "model.ratio=4"],
+        ["train", "hydra.run.dir="],
+        ["train", "hydra.run.dir=' '"],
+        ["train", "hydra.job_logging.root.level=NOPE"],
+        ["train", "trainer.max_epochs=99999999999999999999"],
+    ],
+)
+def test_what_would_go_wrong_is_one_line(words: list[str], trained: Run, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in trained.folder.rglob("*") if path.is_file()}
+    done = vggexp(*(word.format(run=trained.folder) for word in words), cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("vggexp: ")
+    assert done.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in trained.folder.rglob("*") if path.is_file()} == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_info_may_follow_what_it_is_about(tmp_path: Path) -> None:
+    for words in (["model.ratio=4", "--info"], ["--info"], ["model.ratio=4", "-i", "searchpath"]):
+        done = vggexp("train", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "Config search path" in done.stdout

@@ -294,3 +294,23 @@ def test_a_wrong_option_gives_one_line(option: str, words: str, tmp_path: Path) 
     done = vggexp("predict", "run=last", "input=x", option, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert words in done.stderr
+
+
+def test_what_a_pattern_or_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "dead.png").symlink_to(tmp_path / "nothing.png")
+    assert "no such file" in refusal(lambda: images.files(f"{tmp_path}/pict*"))
+    refused: list[str] = []
+    found = list(images.read(images.files(f"{tmp_path}/dead.png"), False, lambda path, why: refused.append(why)))
+    assert (found, len(refused)) == ([], 1)
+
+
+def test_floating_point_pictures_go_from_black_to_white(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 28 * 28, dtype=np.float32).reshape(28, 28)
+    for name, array in (("one.tif", values), ("bytes.tif", values * 255)):
+        Image.fromarray(array).save(tmp_path / name)
+        ((_, image),) = images.read([tmp_path / name], False, lambda path, why: pytest.fail(why))
+        assert np.abs(image - values * 255).max() <= 1
+    Image.fromarray(np.full((28, 28), 2**20, np.int32)).save(tmp_path / "i.tif")
+    ((_, image),) = images.read([tmp_path / "i.tif"], False, lambda path, why: pytest.fail(why))
+    assert image.min() == 255

@@ -179,3 +179,41 @@ def test_the_command_refuses_a_missing_file_in_one_line(tmp_path: Path) -> None:
     done = vggexp("train", "model.weights=nowhere.pth", "hydra.run.dir=outputs/run", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "vggexp: model.weights=nowhere.pth: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix", "more"),
+    [
+        (("net",), "", {}),
+        (("weights",), "", {}),
+        (("ema_state_dict",), "backbone.", {}),
+        (("model", "state_dict"), "", {}),
+        (("app", "model"), "encoder.", {}),
+        ((), "model.vgg.", {}),
+        (("state_dict",), "model.", {"criterion.weight": torch.ones(10), "val_acc.total": torch.tensor(1)}),
+    ],
+)
+def test_weights_are_found_wherever_they_are(
+    place: tuple[str, ...], prefix: str, more: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Under any name, behind any prefix, among other tensors, which are counted."""
+    source, net = VGG(**SMALL), VGG(**SMALL)
+    content: dict = {f"{prefix}{name}": value for name, value in source.state_dict().items()} | more
+    for key in reversed(place):
+        content = {key: content, "epoch": 3}
+    torch.save(content, tmp_path / "w.pth")
+    line = pretrained.load(net, str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
+    assert ("2 of its tensors are not the network's" in line) == bool(more)
+
+
+def test_an_average_may_share_what_it_has_not_changed(tmp_path: Path) -> None:
+    source, net = VGG(**SMALL), VGG(**SMALL)
+    torch.save({"state_dict": source.state_dict(), "state_dict_ema": source.state_dict()}, tmp_path / "w.pth")
+    pretrained.load(net, str(tmp_path / "w.pth"))
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    content = {name: value.to(torch.int8) for name, value in VGG(**SMALL).state_dict().items()}
+    torch.save(content, tmp_path / "w.pth")
+    assert "as int8" in refusal(lambda: pretrained.load(VGG(**SMALL), str(tmp_path / "w.pth")))

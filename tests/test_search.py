@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from conftest import QUICK, refusal, started, vggexp
+from conftest import QUICK, TINY, refusal, started, vggexp
 from test_sweep import FORK, results, wait_for
 from vggexp.commands import train
 from vggexp.config import compose
@@ -88,7 +88,7 @@ def test_a_killed_search_continues_and_makes_the_same_choices(whole: tuple[Path,
             process.wait()
             if done == 1:
                 os.kill(run.result["pid"], signal.SIGKILL)
-    last = vggexp("train", "sweep=last", "allowed_packages=[synthetic]", cwd=tmp_path)
+    last = vggexp("train", "sweep=last", *TINY[:1], "allowed_packages=[synthetic]", cwd=tmp_path)
     assert last.returncode == 0, last.stdout + last.stderr
     assert trials(folder) == trials(whole[0])
 

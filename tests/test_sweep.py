@@ -15,7 +15,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from conftest import QUICK, refusal, started, vggexp
+from conftest import QUICK, TINY, refusal, started, vggexp
 from vggexp.commands import train
 from vggexp.config import compose
 from vggexp.jobs import job, overview, sweep
@@ -133,7 +133,7 @@ def test_a_failed_job_is_reported_at_once_and_tried_again(tmp_path: Path) -> Non
     assert done.stdout.index("0  failed") < done.stdout.index("1  completed")
     assert f"0: failed: {reason}" in done.stdout[done.stdout.index("2 runs in") :]
 
-    again = vggexp("train", "sweep=last", "allowed_packages=[synthetic]", cwd=tmp_path)
+    again = vggexp("train", "sweep=last", *TINY[:1], "allowed_packages=[synthetic]", cwd=tmp_path)
     assert again.returncode == 1
     assert "1 done, 1 to do" in again.stdout
     assert results(folder)["1"] == found["1"]
@@ -311,6 +311,42 @@ def test_jobs_that_start_together_divide_the_threads(
 def test_a_sweep_whose_flag_came_last_is_continued(tmp_path: Path) -> None:
     done = vggexp("train", FORK, *SMALL, "hydra.sweep.dir=outputs/end", "-m", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    again = vggexp("train", "sweep=outputs/end", "allowed_packages=[synthetic]", cwd=tmp_path)
+    again = vggexp("train", "sweep=outputs/end", *TINY[:1], "allowed_packages=[synthetic]", cwd=tmp_path)
     assert (again.returncode, again.stderr) == (0, "")
     assert "1 jobs in outputs/end: 1 done, 0 to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_takes_no_run_of_another_config_as_its_own(tmp_path: Path) -> None:
+    """Neither one that was started by hand in its folder, nor a search's; and none is started in its own folder."""
+    base = ["-m", FORK, *SMALL, "hydra.sweep.dir=outputs/sw"]
+    assert vggexp("train", *base, "seed=1", cwd=tmp_path).returncode == 0
+    assert vggexp("train", *SMALL, "hydra.run.dir=outputs/sw/1", "seed=55", cwd=tmp_path).returncode == 0
+    done = vggexp("train", *base, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "outputs" / "sw")
+    assert {name: found[name]["seed"] for name in found} == {"0": 1, "1": 55, "2": 2}
+
+    search = ["search=optuna", "search.n_trials=1", "optimizer.lr=interval(0.001,0.01)"]
+    refused = vggexp("train", *base, *search, cwd=tmp_path)
+    assert (refused.returncode, refused.stderr) == (
+        2, "vggexp: hydra.sweep.dir=outputs/sw: holds a grid already; name another folder\n"
+    )  # fmt: skip
+    refused = vggexp("train", *SMALL, "hydra.run.dir=outputs/sw", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr) == (
+        2, "vggexp: hydra.run.dir=outputs/sw: holds a sweep; name another folder\n"
+    )  # fmt: skip
+    record = tmp_path / "outputs" / "sw" / "0" / "result.json"
+    record.write_text(record.read_text().replace('"resize": 32', '"resize": 33'))
+    other = vggexp("train", *base, "seed=1,2", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "0 is another run: data.resize=33: the run has 32" in other.stderr
+    assert results(tmp_path / "outputs" / "sw")["2"] == found["2"]
+
+
+@pytest.mark.slow
+def test_a_job_whose_folder_would_have_too_long_a_name(tmp_path: Path) -> None:
+    name = f"hydra.sweep.subdir={'x' * 300}${{seed}}"
+    done = vggexp("train", "-m", *SMALL, "seed=1,2", name, "hydra.sweep.dir=outputs/s", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is too long a name" in done.stderr

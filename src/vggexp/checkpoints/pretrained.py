@@ -24,6 +24,8 @@ def load(net: nn.Module, file: str) -> str:
     theirs = named[where]
     if where and where not in OURS:
         notes.append(f"taken from {where}" if where.startswith("its") else f"taken {where}")
+    if rest := max(map(len, found.values())) - len(found[where]):
+        notes.append(f"{rest} of its tensors are not the network's")
 
     first = next((f"{name}.weight" for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)), "")
     kernel = theirs.get(first)
@@ -37,6 +39,10 @@ def load(net: nn.Module, file: str) -> str:
         given = theirs.get(key)
         if given is None and key.endswith(".num_batches_tracked"):  # older files lack it, and nothing depends on it
             continue
+        if given is not None and given.is_floating_point() != mine.is_floating_point():
+            raise UserError(
+                f"{label}: has {key} as {str(given.dtype).removeprefix('torch.')}; use weights that are not quantized"
+            )
         if given is None or (given.shape != mine.shape and key.rpartition(".")[0] not in linear):
             has = "lacks it" if given is None else f"has {_size(given)}"
             raise UserError(f"{label}: belongs to another network: {key} is {_size(mine)} here, the file {has}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -52,6 +52,11 @@ def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ())
             also = f", and {', '.join(f'{k}*' if k.endswith('.') else k for k in overridable)}" if overridable else ""
             raise UserError(f"{arg}: unknown key; the keys are {', '.join(names)}{also}{nearest(key, names)}")
         else:
+            if not text and Path in (
+                schema.model_fields[key].annotation,
+                *get_args(schema.model_fields[key].annotation),
+            ):
+                raise UserError(f"{arg}: is empty; name a file or folder, or leave it out")
             given[key] = text
     for name, field in schema.model_fields.items():
         if field.is_required() and name not in given:

@@ -28,14 +28,14 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
-from rich.console import Console
 from rich.progress import track
 
 from vggexp.commands import options
 from vggexp.data import pictures
 from vggexp.errors import UserError
 from vggexp.inference import load
-from vggexp.system import files, hardware, terminal
+from vggexp.runs import layout
+from vggexp.system import files, hardware, terminal, text
 
 if TYPE_CHECKING:
     from vggexp.inference.predict import Prediction
@@ -62,11 +62,13 @@ def main(args: list[str]) -> int:
         refused.append(path)
         console.print(f"vggexp: {path}: {reason}; left out", soft_wrap=True)
 
-    def note(path: Path, text: str) -> None:
-        console.print(f"vggexp: {path}: {text}", soft_wrap=True)
+    def note(path: Path, words: str) -> None:
+        console.print(f"vggexp: {path}: {words}", soft_wrap=True)
 
     given, overrides = options.parse(Predict, args, ("allowed_packages",))
     paths = pictures.files(given.input, note)
+    if given.output is not None:
+        layout.check_output(given.output, "output")
     if given.output and any(given.output.resolve() == path.resolve() for path in paths):
         raise UserError(f"output={given.output}: is one of the pictures; name another file")
     network = load.load(given.run, overrides)
@@ -106,8 +108,9 @@ def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: 
     ranked = ((name, row, sorted(range(len(row)), key=row.__getitem__, reverse=True)) for name, row in predictions)
     if form == "csv":
         writer = csv.writer(file)
-        writer.writerow(["file", "class", "probability", *classes])
-        writer.writerows([name, classes[best[0]], row[best[0]], *row] for name, row, best in ranked)
+        named = list(map(text.cell, classes))
+        writer.writerow(["file", "class", "probability", *named])
+        writer.writerows([text.cell(name), named[best[0]], row[best[0]], *row] for name, row, best in ranked)
     elif form == "json":
         found = []
         for name, row, best in ranked:
@@ -120,5 +123,4 @@ def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: 
             for name, row, best in ranked
         ]
         table = terminal.table(("file", "class", "probability", "next", "after"), rows, left=2)
-        width = None if file.isatty() else terminal.WIDTH
-        Console(file=file, highlight=False, markup=False, width=width).print(table)
+        terminal.console(file=file).print(table)

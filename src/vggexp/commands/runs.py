@@ -25,7 +25,7 @@ from vggexp.commands import options
 from vggexp.config.schema import REMARKS
 from vggexp.errors import UserError
 from vggexp.report import notes
-from vggexp.runs import code, manifest, metrics, query, read, select
+from vggexp.runs import code, layout, manifest, metrics, query, read, select
 from vggexp.runs.read import Run
 from vggexp.system import files, paths, terminal
 from vggexp.system.terminal import say, short
@@ -68,6 +68,7 @@ def main(args: list[str]) -> int:
     for column in given.columns:
         query.check(found, "columns", "run" if column == VARIED else column)
     if given.csv is not None:
+        layout.check_output(given.csv, "csv")
         header = [column for column in given.columns if column != VARIED]
         with files.writing(given.csv.parent, f"csv={given.csv}"):
             files.write_csv(given.csv, header, [[query.value(run, name) for name in header] for run in found])

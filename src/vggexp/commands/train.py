@@ -55,11 +55,12 @@ def _show(flags: Namespace, args: list[str]) -> int:
     others = list(args)
     for override in flags.overrides:
         others.remove(override)
+    others = [f"--info={flags.info}" if arg in ("--info", "-i") else arg for arg in others if arg != flags.info]
     sys.argv = [sys.argv[0], *others, *flags.overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra would print a mistake with its stack, and end the process
     try:
         hydra.main(version_base="1.3", config_path=str(paths.CONF), config_name="config")(lambda cfg: None)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, LookupError) as error:
         raise UserError(f"{' '.join(args)}: {one_line(error)}") from error
     finally:
         del os.environ["HYDRA_FULL_ERROR"]

@@ -54,10 +54,10 @@ def files(inputs: str, note: Note = lambda path, text: None) -> list[Path]:
         path = Path(text).expanduser()
         if path.is_dir():
             found += _inside(path, note)
-        elif path.exists() or text == STDIN:
+        elif path.exists() or path.is_symlink() or text == STDIN:
             found.append(path)
-        elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 (patterns may be absolute)
-            found += [Path(match) for match in matches if Path(match).is_file()]
+        elif matches := [Path(m) for m in sorted(glob.glob(str(path), recursive=True)) if not Path(m).is_dir()]:  # noqa: PTH207
+            found += matches
         else:
             raise UserError(f"input={text}: no such file or folder; check the path")
     return found
@@ -124,7 +124,9 @@ def _prepare(picture: Image.Image, invert: bool) -> np.ndarray:
     picture.load()  # which turns a TIFF upright
     turn, clear = _turn(picture), _transparent(picture, depths)
     if picture.mode.startswith("I"):  # 16 bits a pixel
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    elif picture.mode == "F" and (values := np.asarray(picture)).max() <= 1:
+        picture = Image.fromarray(values * 255)
     if clear is not None:
         picture = picture.convert("L")
         picture.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))

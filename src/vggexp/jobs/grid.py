@@ -1,6 +1,7 @@
 """`--multirun`: every combination of values, each completed exactly once, however often the sweep is started."""
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from vggexp.jobs.overview import Entry
 from vggexp.jobs.sweep import Sweep, refuse_processes, watched
 from vggexp.runs import layout, manifest, read
 from vggexp.system import terminal
+
+LONGEST_NAME = 255  # bytes of the name of a folder
 
 
 class Grid(Sweep):
@@ -34,7 +37,12 @@ class Grid(Sweep):
             raise UserError(f"sweep={folder}: {reason}; start a new sweep with the same command")
         for job in jobs:
             if job.cfg.hash() not in known:
-                name = job.subdir(len(planned))
+                name, number = job.subdir(len(planned)), len(planned)
+                if max(map(len, map(os.fsencode, Path(name).parts)), default=0) > LONGEST_NAME:
+                    raise UserError(f"hydra.sweep.subdir={name}: is too long a name for a folder; leave it out")
+                while (folder / name / layout.RESULT).exists() and job.subdir(number + 1) != name:  # of another start
+                    number += 1
+                    name = job.subdir(number)
                 if name in known.values():
                     raise UserError(f"hydra.sweep.subdir={name}: is the name of two jobs; leave it to be their number")
                 known[job.cfg.hash()] = name
@@ -44,11 +52,16 @@ class Grid(Sweep):
 
     def _train(self, folder: Path, entries: Sequence[Entry]) -> int:
         self.check_code(folder, [entry.folder for entry in entries], entries[0].cfg)
-        states = [read.read(entry.folder).status for entry in entries]
+        runs = [read.read(entry.folder) for entry in entries]
+        for entry, run in zip(entries, runs, strict=True):
+            self.refuse_other(entry, run)
+        states = [run.status for run in runs]
         todo = [entry for entry, state in zip(entries, states, strict=True) if state not in ("completed", "running")]
         done = states.count("completed")
         terminal.say(f"{len(entries)} jobs in {terminal.short(folder)}: {done} done, {len(todo)} to do")
         jobs = {e.folder: e._replace(label=label) for e, label in zip(entries, labels(entries), strict=True)}
+        for entry in todo:
+            (entry.folder / layout.TRIAL).unlink(missing_ok=True)  # belongs to a search, and names a storage
         with watched(jobs, folder):
             if todo:
                 self.launch(folder, todo)

@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from vggexp.config import compose
+from vggexp.config.schema import Config, flatten
 from vggexp.config.schema import Search as Settings
 from vggexp.errors import UserError, described
 from vggexp.jobs.overview import Entry
@@ -48,9 +49,10 @@ class Search(Sweep):
         refuse_processes(cfg)
         folder = self.folder(identity := self._identity())
         self.check_code(folder, [path.parent for path in folder.glob(f"*/{layout.RESULT}")], cfg)
+        common = self._check_common(folder, cfg)
         study = _study(self.settings, folder)
         self._check_space(study)
-        self.write(folder, arguments, [], identity)
+        self.write(folder, arguments, [], identity, common=common)
         failures = self._search(study, folder)
         if study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             best = study.best_trial
@@ -70,6 +72,8 @@ class Search(Sweep):
                     with FileLock(folder / layout.LOCK):  # else two processes could take the last trial's place
                         trials = self._next(study, folder, locks)
                     entries = [self._entry(study, trial, folder) for trial in trials]
+                    for entry in entries:
+                        self.refuse_other(entry, read.read(entry.folder))
                     jobs |= {entry.folder: entry for entry in entries}
                     if entries:
                         self.launch(folder, entries)
@@ -107,6 +111,17 @@ class Search(Sweep):
                 raise UserError(f"search.space.{key}={text}: is one value; give a choice or an interval")
         fixed = [text for text in self.session.task_overrides() if text.partition("=")[0] not in found]
         return found, fixed
+
+    def _check_common(self, folder: Path, cfg: Config) -> dict[str, Any]:
+        """What all trials have in common; refuses what the trials before had otherwise."""
+        searched = tuple(f"{key}." for key in self.space)
+        common = {k: v for k, v in flatten(cfg.values()).items() if not f"{k}.".startswith((*searched, "allowed_"))}
+        then = read.sweep_value(folder, "common")
+        for key in (common.keys() & then.keys()) if isinstance(then, dict) else ():
+            if common[key] != then[key]:
+                was = f"the search in {terminal.short(folder)} has {then[key]}"
+                raise UserError(f"{key}={common[key]}: {was}; name another hydra.sweep.dir")
+        return common
 
     def _check_space(self, study: optuna.Study) -> None:
         """Refuses a space that contradicts the study's trials; it may have more keys, fewer, and other intervals."""

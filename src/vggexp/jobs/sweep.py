@@ -4,9 +4,10 @@ import itertools
 import json
 import logging
 import os
+import re
+import shlex
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,19 +19,27 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from vggexp.config import compose
+from vggexp.config import compose, messages
 from vggexp.config.compose import Session
 from vggexp.config.schema import Config
 from vggexp.errors import UserError, described
 from vggexp.jobs import job, launcher
 from vggexp.jobs.overview import Entry, Overview
-from vggexp.runs import code, layout, manifest, read, select, tables
+from vggexp.runs import code, layout, manifest, read, resume, select, tables
 from vggexp.system import files, terminal
 from vggexp.system.signals import Interrupted, Signals
 
 GRID = "vggexp.jobs.grid.Grid"
-CHANGEABLE = ("hydra.", "hydra/", "allowed_packages=", "search.n_trials=", "search.at_once=")
+CHANGEABLE = ("hydra.", "hydra/", "allowed_packages=", "search.n_trials=", "search.at_once=", "search.storage=")
 """What a resumed sweep may be given anew: where it runs, whom its user trusts, how long it searches; not what it is."""
+KEPT = re.compile(
+    r"hydra/launcher=(processes|joblib|ray|submitit_local|submitit_slurm)"
+    r"|hydra\.launcher\.\w+=(\d+|fork|spawn|forkserver)"
+    r"|[+~]{0,2}(?!hydra|allowed_packages|data\.cache_dir|logger\.uri|search\.storage)[\w./]+=(?!.*\$\{).*",
+    re.DOTALL,
+)
+"""What `sweep.json` may say for a later start: what is trained, and by which of the project's own launchers."""
+FLAGS = ("--config-dir=", "--config-path=", "--config-name=")
 
 PATIENCE = 60.0  # seconds that a job gets to save and stop
 
@@ -66,12 +75,17 @@ def arguments(name: str, args: list[str]) -> list[str]:
     """The command line that a sweep was started with, for `sweep=FOLDER` or `sweep=last` to continue it."""
     others = [arg for arg in args if arg not in ("-m", "--multirun")]
     for other in others:
-        if not other.startswith(CHANGEABLE):
+        if not other.startswith((*CHANGEABLE, *FLAGS)):
             raise UserError(f"{other}: cannot be combined with sweep=; the sweep's own arguments are used")
     folder = select.sweep(name, "sweep")
-    given = {other.partition("=")[0] for other in others} | {"allowed_packages", "hydra.sweep.dir"}
-    stored = [arg for arg in read.sweep(folder)["arguments"] if arg.partition("=")[0] not in given]
-    return [*stored, *others, compose.quote("hydra.sweep.dir", folder)]
+    given = {other.partition("=")[0] for other in others} | {"hydra.sweep.dir"}
+    known = {"-m", "--multirun", *given}
+    stored = [arg for arg in read.sweep(folder)["arguments"] if arg.partition("=")[0] not in known]
+    kept = [arg for arg in stored if KEPT.fullmatch(arg)]
+    if dropped := [arg for arg in stored if arg not in kept]:
+        text = f"{layout.SWEEP} grants no trust: left out {' '.join(map(shlex.quote, dropped))}"
+        terminal.say(f"sweep={terminal.short(folder)}: {text}; type again what you trust", stderr=True)
+    return [*kept, *others, messages.quote("hydra.sweep.dir", folder)]
 
 
 class Sweep(Sweeper):
@@ -92,12 +106,26 @@ class Sweep(Sweeper):
             folder = max(same, key=read.started, default=folder)
         if (folder / layout.RESULT).exists():
             raise UserError(f"hydra.sweep.dir={folder}: holds a run already; name another folder")
+        if (jobs := read.sweep_value(folder, "jobs")) is not None and bool(jobs) == bool(self.session.search):
+            other = "grid" if jobs else "search"
+            raise UserError(f"hydra.sweep.dir={folder}: holds a {other} already; name another folder")
         with files.writing(folder, f"hydra.sweep.dir={folder}"):
+            files.check_folder(folder, f"hydra.sweep.dir={folder}", depth=0)
             return folder
 
-    def write(self, folder: Path, args: list[str], jobs: list[dict[str, Any]], identity: str) -> None:
+    @staticmethod
+    def refuse_other(entry: Entry, found: read.Run) -> None:
+        """Refuses a folder in which another run is `found` than the job's; it may have been trained further."""
+        if "config" in found.result:
+            try:
+                resume.check_same(found.result["config"], entry.cfg.values())
+            except UserError as error:
+                place = f"hydra.sweep.dir={terminal.short(entry.folder.parent)}"
+                raise UserError(f"{place}: {entry.folder.name} is another run: {error}; name another folder") from None
+
+    def write(self, folder: Path, args: list[str], jobs: list[dict[str, Any]], identity: str, **more: Any) -> None:
         """Replaces `sweep.json`: what a later start needs to know."""
-        content = {**manifest.origin(), "arguments": args, "identity": identity, "jobs": jobs}
+        content = {**manifest.origin(), "arguments": args, "identity": identity, "jobs": jobs, **more}
         with files.writing(folder, f"hydra.sweep.dir={folder}"):
             files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
 
@@ -135,8 +163,8 @@ class Sweep(Sweeper):
         OmegaConf.save(config, folder / layout.MULTIRUN)
         for name in ("hydra", "hydra_plugins"):
             logging.getLogger(name).setLevel(logging.WARNING)  # the overview says it
-        at = compose.quote("hydra.sweep.dir", folder.resolve())
-        names = [compose.quote("hydra.sweep.subdir", entry.folder.relative_to(folder)) for entry in entries]
+        at = messages.quote("hydra.sweep.dir", folder.resolve())
+        names = [messages.quote("hydra.sweep.subdir", entry.folder.relative_to(folder)) for entry in entries]
         jobs = [[*entry.overrides, at, name] for entry, name in zip(entries, names, strict=True)]
         size = config.hydra.sweeper.max_batch_size or len(jobs)
         name = config.hydra.runtime.choices["hydra/launcher"]
@@ -169,7 +197,7 @@ def watched(jobs: dict[Path, Entry], folder: Path, total: int = 0) -> Iterator[N
             tables.show_sweep(folder)
     except Interrupted as stopped:
         again = f"the same command, or vggexp train {terminal.argument(folder, 'sweep')}"
-        print(f"vggexp: stopped by {stopped}; to continue: {again}", file=sys.stderr)
+        terminal.say(f"vggexp: stopped by {stopped}; to continue: {again}", stderr=True)
         raise
 
 

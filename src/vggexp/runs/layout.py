@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from vggexp.errors import UserError
+
 RESULT = "result.json"  # what made the run, its status and its final scores
 METRICS = "metrics.csv"  # every logged value
 CHECKPOINTS = "checkpoints"
@@ -21,6 +23,15 @@ ASIDE = "other-code"  # the runs of a sweep that were trained again, because the
 STOP = ".stop"  # the sweep was stopped: a job that still waits in a queue must not begin
 TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"  # which trial of which study a run is, and the lock of its process
 STUDY = "study.db"
+
+
+def check_output(file: Path, key: str) -> None:
+    """Refuses to write what the user named over a file that belongs to a run, or where no file can be."""
+    if not file.name or file.is_dir():
+        raise UserError(f"{key}={file}: is no file; name one")
+    of_run = any((folder / RESULT).exists() for folder in (file.parent, file.parent.parent))
+    if of_run and file.exists() and file.parent.name not in (EVALUATION, EXPORT, REPORT):
+        raise UserError(f"{key}={file}: belongs to a run; name another file")
 
 
 def checkpoint(run: Path, name: str) -> Path:
