@@ -251,3 +251,13 @@ class Mine(nn.Sequential):
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "'depth'" in wrong.stderr
     assert "width" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_bounds_are_those_of_one_config_however_many_follow(tmp_path: Path) -> None:
+    with compose.session(compose.parse(["--multirun", "seed=0,1"])) as session:
+        base = session.sweep_config(tmp_path)
+        for seed in range(60):
+            raw = session.loader.load_sweep_config(base, [f"seed={seed}"])
+            assert compose.check(raw).seed == seed
+            assert str(raw.hydra.sweep.dir) == str(tmp_path)

@@ -235,8 +235,9 @@ def test_a_users_picture_is_one_class_and_one_name(tmp_path: Path) -> None:
     assert [type(each).__name__ for each in callbacks(cfg, tmp_path, None)] == ["Gauges", "Predictions"]
     logger = TensorBoardLogger(tmp_path)
     assert [type(each).__name__ for each in callbacks(cfg, tmp_path, logger)] == ["Gauges", "Predictions", "Mine"]
-    wrong = configure(*TINY, "inspect.show=[vggexp.models.VGG]")
-    assert "vggexp.models.VGG" in refusal(lambda: callbacks(wrong, tmp_path, None))
+    assert "vggexp.models.VGG" in refusal(lambda: configure(*TINY, "inspect.show=[vggexp.models.VGG]"))
+    wrong = configure(*TINY, "inspect.show=[vggexp.inspection.base.Examples]")
+    assert "vggexp.inspection.base.Examples" in refusal(lambda: callbacks(wrong, tmp_path, None))
 
 
 def test_inspections_are_made_in_the_requested_order(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_truncated_checkpoint_is_named(keep: float, copy: Path) -> None:
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     message = refusal(lambda: load(copy))
     assert str(path) in message
-    assert "intact" in message or "weights_only" in message
+    assert "intact" in message or "weights file" in message or "tensors alone" in message
 
 
 def test_code_in_a_checkpoint_is_not_run(copy: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_code_in_a_checkpoint_is_not_run(copy: Path, tmp_path: Path) -> None:
     path = copy / "checkpoints" / "best.ckpt"
     for save in (lambda: torch.save({"state_dict": Evil()}, path), lambda: path.write_bytes(pickle.dumps(Evil()))):
         save()
-        assert "weights_only" in refusal(lambda: load(copy))
+        assert "a file of tensors alone" in refusal(lambda: load(copy))
     assert not (tmp_path / "pwned").exists()
 
 

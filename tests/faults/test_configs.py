@@ -137,6 +137,30 @@ FILES = {
     "a run folder elsewhere": "hydra: {run: {dir: canary}}",
     "a run folder above": "hydra: {run: {dir: outputs/../canary}}",
     "a run folder through a link": "hydra: {run: {dir: outputs/link/canary}}",
+    "trust in a file": "allowed_packages: [evil]\nmodel: {_target_: evil.Evil}",
+    "trust among the values of a sweep": "hydra: {sweeper: {params: {allowed_packages: '[evil]'}}}\n"
+    "model: {_target_: evil.Evil}",
+    "trust by a variable": "allowed_packages: ['${oc.env:EVIL_NAME,evil}']\nmodel: {_target_: evil.Evil}",
+    "a log elsewhere by an attribute": "hydra: {job_logging: {handlers: {file: {'.': {baseFilename: canary}}}}}",
+    "a cache elsewhere": "data: {cache_dir: canary}",
+    "a server elsewhere": "logger: {name: mlflow, uri: 'http://localhost:1'}",
+    "a file from above": "defaults: [/../../secret@hydra.sweeper.params]",
+    "defaults within themselves": "defaults: [/experiment/itself]",
+    "defaults that double": "defaults: [/b/a0@q]",
+    "a default without a name": "defaults: [{'': x}]",
+    "a tag that does not fit": "seed: !!bool x",
+    "a folder with a null": 'hydra: {run: {dir: "outputs/\\0"}}',
+    "logging of another kind": "hydra: {job_logging: {handlers: 3}}",
+    "logging of loggers that are none": "hydra: {job_logging: {loggers: {x: 3}}}",
+    "a verbosity that is none": "hydra: {verbose: 3}",
+    "a level that is none": "hydra: {job_logging: {root: {level: NOPE}}}",
+    "a long list": f"note: [{','.join(['a'] * 500_000)}]",
+    "a sexagesimal number": f"note: {':'.join(['1'] * 500_000)}",
+    "a key that is no text": "1: 2",
+    "a byte order mark": "\ufeffseed: 1",
+    "many processes of loading": f"data: {{num_workers: {10**30}}}",
+    "a huge batch": f"data: {{batch_size: {10**30}}}",
+    "a metric with a path for a name": "metrics: {a.b/c: {_target_: torchmetrics.MeanMetric}}",
     "a package in bytes": "hydra: {searchpath: [!!binary cGtnOi8vZXZpbA==]}",
 }
 
@@ -158,6 +182,11 @@ def test_attacks_by_a_config(tally: Callable[[str], Tally], farm: Server, tmp_pa
         (cwd / "conf" / "experiment").mkdir(parents=True)
         (cwd / "outputs").mkdir()
         (cwd / "outputs" / "link").symlink_to(cwd)
+        (cwd / "secret.yaml").write_text("token: hunter2\n")
+        (cwd / "conf" / "b").mkdir()
+        for n in range(30):
+            (cwd / "conf" / "b" / f"a{n}.yaml").write_text(f"defaults: ['/b/a{n + 1}@x', '/b/a{n + 1}@y']\n")
+        (cwd / "conf" / "b" / "a30.yaml").write_text("a: 1\n")
         (cwd / "evil.py").write_text(f"open({str(cwd / 'canary')!r}, 'w')\nclass Evil: pass\n")
         searchpath = "hydra: {searchpath: ['${oc.env:NONE,pkg}://evil']}"
         (cwd / "conf" / "evil.yaml").write_text(f"defaults: [config, _self_]\n{searchpath}\n")
@@ -176,7 +205,8 @@ def test_attacks_by_a_config(tally: Callable[[str], Tally], farm: Server, tmp_pa
             assert "Traceback" not in log, log
             assert len(log.splitlines()) <= 2, log
             left = {path.name for path in cwd.iterdir()}
-            assert left == {"conf", "outputs", "evil.py", "evil.pickle", "log"}, left
+            assert left == {"conf", "outputs", "evil.py", "evil.pickle", "secret.yaml", "log"}, left
+            assert not [path for path in cwd.rglob("*") if "hunter2" in path.name]
 
     farm.map(trial, range(len(plans)))
     attacks.check()

@@ -2,24 +2,24 @@
 
 import hashlib
 import io
+import json
 import os
-import pickle
-import struct
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from vggexp.errors import UserError
+from vggexp.checkpoints import archive
+from vggexp.errors import NON_FINITE, UserError
+from vggexp.system import files
 
 MARK = b"vggexp-sha256:"
 """The 64 hexadecimal digits of the checksum follow it; together they are the last bytes of our files."""
 
 TRAILER = len(MARK) + 64
-LARGEST_PICKLE = 2**26
-LARGEST_TREE = 10**6
+LARGEST_HEADER = 2**22  # bytes of what a safetensors file says of its tensors
+OURS = {"config", "dimensions", "classes", "first_step"}  # keys of a checkpoint that a run writes
 
 
 def write(content: dict[str, Any], path: Path) -> None:
@@ -58,16 +58,20 @@ class _Sink(io.RawIOBase):
             raise
 
 
-def damage(path: Path, needs_checksum: bool = True) -> str | None:
-    """What is wrong with a file; None if it is intact."""
-    with open(path, "rb") as file:
+UNSEALED = "is cut short or not a checkpoint of vggexp"
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file; None if it is intact. Of a file without our checksum it is UNSEALED."""
+    with open(path, "rb", opener=files.unblocked) as file:
+        files.check_regular(path, os.fstat(file.fileno()).st_mode)
         size = file.seek(0, os.SEEK_END)
         if size == 0:
             return "is empty (0 bytes)"
         file.seek(max(0, size - TRAILER))
         trailer = file.read()
         if not trailer.startswith(MARK):
-            return "is cut short or not a checkpoint of vggexp" if needs_checksum else None
+            return UNSEALED
         file.seek(0)
         sha256, left = hashlib.sha256(), size - TRAILER
         while left and (chunk := file.read(min(2**24, left))):
@@ -84,65 +88,24 @@ def read(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{label}: no such file")
     try:
-        if (problem := damage(path, needs_checksum=False)) is not None:
+        if (problem := damage(path)) not in (None, UNSEALED):
             raise UserError(f"{label}: {problem}; use an intact file")
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path, label)
-        _refuse_tricks(path, label)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise UserError(f"{label}: holds a {type(content).__name__} instead of a state dict; use a weights file")
-        _refuse_blown_up(content, path.stat().st_size, label)
-        return content
-    except pickle.UnpicklingError as error:
-        reason = "holds more than weights and plain values" if "Weights only" in str(error) else "is not a weights file"
-        raise UserError(f"{label}: {reason}; use a file that torch.load(weights_only=True) can read") from error
+        safe = path.suffix == ".safetensors"
+        content = _read_safetensors(path, label) if safe else archive.read(path, 0 if problem else TRAILER)
+        if problem and content.keys() >= OURS:
+            raise UserError(f"{label}: has lost the checksum at its end, so it was cut or altered; use an intact file")
+    except archive.Refused as error:
+        raise UserError(f"{label}: {error}") from error
     except OSError as error:
         raise UserError(f"{label}: {error.strerror or 'is damaged'}; use an intact file") from error
-    except _FAULTS as error:
-        raise UserError(f"{label}: is damaged or not a weights file; use an intact one") from error
+    return content
 
 
-_FAULTS = (
-    *(EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ImportError),
-    *(struct.error, zipfile.BadZipFile),
-)
-"""What torch.load raises on bytes that are not a weights file."""
-
-
-def _refuse_tricks(path: Path, label: str) -> None:
-    """Refuses a zip archive that claims more than it holds, before anything is unpacked."""
-    if not zipfile.is_zipfile(path):  # torch's older format, whose storages cannot be larger than the file
-        return
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise UserError(f"{label}: holds compressed data, which a weights file never does; use another file")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size or max(pickles, default=0) > LARGEST_PICKLE:
-            raise UserError(f"{label}: claims to hold more than its size allows; use another file")
-        # torch checks no sums, and may be told to write none
-        if any(entry.CRC for entry in entries) and (broken := archive.testzip()) is not None:
-            raise UserError(f"{label}: has been altered: the checksum of {broken} differs; use an intact file")
-
-
-def _refuse_blown_up(content: Any, size: int, label: str) -> None:
-    """Refuses a small file that stands for a huge tree or huge tensors by repeating the same part."""
-    for number, leaf in enumerate(_leaves(content)):
-        if isinstance(leaf, torch.Tensor):
-            size -= leaf.numel() * leaf.element_size()
-        if number > LARGEST_TREE or size < 0:
-            raise UserError(f"{label}: stands for more than its size allows; use another file")
-
-
-def _leaves(tree: Any, depth: int = 0) -> Iterator[Any]:
-    """Every part of nested dicts, lists and tuples, counted each time it appears."""
-    yield tree
-    if isinstance(tree, dict | list | tuple | set):
-        if depth > 50:
-            raise RecursionError("nested too deeply")
-        for part in [*tree, *tree.values()] if isinstance(tree, dict) else tree:
-            yield from _leaves(part, depth + 1)
+def check_finite(weights: dict[str, Any], label: str) -> None:
+    """Refuses weights among which some are no numbers."""
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise UserError(f"{label}: holds values that are not finite, in {name}; use another file", NON_FINITE)
 
 
 def _read_safetensors(path: Path, label: str) -> dict[str, Any]:
@@ -152,32 +115,51 @@ def _read_safetensors(path: Path, label: str) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"{label}: needs the package safetensors: pip install 'vggexp[export]'", 1) from error
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        with open(path, "rb") as file:
+            if (length := int.from_bytes(file.read(8), "little")) > LARGEST_HEADER:
+                raise ValueError(f"its header has {length:,} bytes")
+            for entry in json.loads(file.read(length)).values():
+                if len(shape := entry.get("shape", ())) > archive.DIMENSIONS or any(n >= 2**48 for n in shape):
+                    raise ValueError("it has a tensor of impossible shape")
+        content = load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{label}: is damaged or not a safetensors file; use an intact one") from error
+    if others := {str(weight.dtype) for weight in content.values()} - set(map(str, archive.DTYPES.values())):
+        raise UserError(f"{label}: holds weights as {', '.join(others)}; use a file of usual floating-point numbers")
+    return content
 
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "params", "ema", "model_ema")
-PREFIXES = ("net.", "module.", "_orig_mod.", "model.", "network.")
-"""Under what, and behind what, training loops save a network's weights; averaging adds the number of its steps."""
+WRAPPERS = ("state_dict", "model", "model_state_dict", "params", "net", "weights", "ema", "model_ema")
+"""Under what training loops save a network's weights; of several that fit, the first counts. Others may fit, too."""
 
 
 def state_dicts(content: dict[str, Any], label: str) -> dict[str, dict[str, torch.Tensor]]:
     """What may be a network's weights by name, each under a description of where it was found; empty for plain ones."""
-    found = {}
-    for key, inner in {"": content, **{key: content.get(key) for key in WRAPPERS}}.items():
-        inner = inner if isinstance(inner, dict) else {}
-        weights = {str(name): value for name, value in inner.items() if name != "n_averaged"}
-        if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-            continue
-        prefix: str | None = ""
-        stripped = ""
-        while prefix is not None:  # each form may be the right one: a network's own names may begin like a prefix
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-            stripped += prefix
-            where = [f"its {key}"] * bool(key) + [f"without the prefix {stripped}"] * bool(stripped)
-            found[", ".join(where)] = weights
-            prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None)
+    places = {"": content, **{key: content.get(key) for key in (*WRAPPERS, *content)}}
+    for outer, inner in list(places.items())[1:]:
+        if isinstance(inner, dict):
+            places |= {f"{outer}.{key}": value for key, value in inner.items()}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for place, inner in places.items():
+        tree = inner if isinstance(inner, dict) else {}
+        weights = {str(name): value for name, value in tree.items() if name != "n_averaged"}  # which averaging adds
+        if weights and all(isinstance(value, torch.Tensor) for value in weights.values()):
+            found |= {", ".join(filter(None, [place and f"its {place}", how])): part for how, part in _parts(weights)}
     if not found:
         raise UserError(f"{label}: holds no state dict; use a weights file")
+    check_finite(next(iter(found.values())), label)
     return found
+
+
+def _parts(
+    weights: dict[str, torch.Tensor], prefix: str = "", depth: int = 3
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Weights under their names, and those that have a prefix in common, without it.
+
+    Each may be right: what wraps a network gives it a prefix, but a network's own names may begin with one, too.
+    """
+    yield f"without the prefix {prefix}" if prefix else "", weights
+    heads = dict.fromkeys(name.partition(".")[0] for name in weights if "." in name)
+    for head in list(heads)[:4] if depth else ():
+        part = {name[len(head) + 1 :]: value for name, value in weights.items() if name.startswith(f"{head}.")}
+        yield from _parts(part, f"{prefix}{head}.", depth - 1)

@@ -46,7 +46,9 @@ class CheckpointFiles(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a file onto the CPU; nothing that it holds is ever run, whatever `weights_only` says."""
-        return checkpoint.read(Path(path), "checkpoint")
+        content = checkpoint.read(Path(path), "checkpoint")
+        checkpoint.check_finite(content["state_dict"], f"checkpoint={path}")
+        return content
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ file, works without a network), runs.csv, report.md and figures/*.png, *.svg.
 from pathlib import Path
 
 from vggexp.commands import options
+from vggexp.errors import UserError
 from vggexp.report import collect, tables
 from vggexp.runs import layout, query, read, select
 from vggexp.system import files, paths
@@ -48,6 +49,10 @@ def main(args: list[str]) -> int:
     report = collect.collect(places, query.select(read.find(places), given.where), choices)
     output = given.output or (places[0] if len(places) == 1 else paths.outputs()) / layout.REPORT
     tables.show(report)
+    if given.output is None and (output.is_dir() or output.is_symlink()):
+        if output.is_symlink():
+            raise UserError(f"{output}: is a link, which a run's folder never holds; {files.REMOVE}, or set output=")
+        files.check_folder(output, str(output))
     with files.writing(output, f"output={output}"):
         tables.write(report, output)
     say(f"report    {short(output / 'report.html')}")

@@ -9,12 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from vggexp.models import architecture
 
-ALLOWED = ("vggexp.", "torch.optim.", "lightning.", "torchmetrics.")
-"""Where a `_target_` may come from; `allowed_packages` adds packages of the user."""
+ALLOWED = {
+    "model": ("vggexp.models.",),
+    "data": ("vggexp.data.",),
+    "optimizer": ("torch.optim.", "vggexp.training."),
+    "scheduler": ("vggexp.training.schedules.",),
+    "metrics": ("torchmetrics.",),
+    "inspect": ("vggexp.inspection.",),
+}
+"""Where the `_target_` of a group may come from; `allowed_packages` adds packages of the user."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Block = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
 """The numbers of a block's convolutions and of its channels."""
+MOST_LAYERS, LARGEST_NUMBER = 200, 2**40
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -27,6 +35,8 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _one_zero(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise ValueError(f"={value:.3g}: is too large a number")
         return 0.0 if isinstance(value, float) and value == 0 else value  # -0.0 is the same number
 
 
@@ -62,7 +72,9 @@ class VGG(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _, channels = architecture.vgg_blocks(self.arch, self.blocks)
+        kernels, channels = architecture.vgg_blocks(self.arch, self.blocks)
+        if sum(map(len, kernels)) > MOST_LAYERS:
+            raise ValueError(f"blocks: has more than {MOST_LAYERS} convolutions; take fewer")
         architecture.check_ratio(self.ratio, [*channels, self.hidden])
         return self
 

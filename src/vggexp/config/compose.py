@@ -3,6 +3,7 @@
 import argparse
 import functools
 import itertools
+import math
 import os
 import secrets
 import warnings
@@ -26,14 +27,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from vggexp.config import policy
-from vggexp.config.messages import explain, key_of, misplaced, one_line, text_of
+from vggexp.config import messages, policy
+from vggexp.config.messages import explain, key_of, misplaced, one_line, quote, text_of
 from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
 from vggexp.system import paths
 
 S = TypeVar("S", bound=BaseModel)
 SEARCH = "search=optuna"
+MOST_JOBS = 20_000  # combinations of a sweep
 
 # conf/hydra/launcher names what the launchers' own packages name, on purpose
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
@@ -77,7 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for names in (("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd"), ("--package", "-p")):
         parser.add_argument(*names)
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-    parser.add_argument("--info", "-i", nargs="?", const="all")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=messages.INFO)
     parser.add_argument("--experimental-rerun")
     parser.add_argument("overrides", nargs="*")
     flags = parser.parse_intermixed_args(argv)
@@ -91,9 +93,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if value and not (flags.cfg or flags.help):
             raise UserError(f"{name}: goes with --cfg job; add that")
     for name in ("config_path", "config_dir"):
-        if (folder := getattr(flags, name)) is None:
-            continue
-        if not Path(folder).is_dir():
+        if (folder := getattr(flags, name)) is not None and not Path(folder).is_dir():
             raise UserError(f"--{name.replace('_', '-')} {folder}: no such folder")
     policy.check_overrides(flags.overrides)
     flags.shows = any((flags.help, flags.hydra_help, flags.version, flags.shell_completion, flags.cfg, flags.info))
@@ -131,7 +131,8 @@ class Session:
         raw = self.raw if overrides is None else self._compose(overrides)
         cfg = check(raw)
         try:
-            typed = {override.get_key_element() for override in self.overrides}
+            typed = {override.get_key_element().lstrip("+") for override in self.overrides}
+            policy.check_trust(cfg, typed)
             policy.check_hydra(raw.hydra, cfg.allowed_packages, self.flags.multirun, typed)
         except OmegaConfBaseException as error:
             raise UserError(one_line(error)) from None
@@ -141,7 +142,9 @@ class Session:
         """Every combination of the values that the command line names, each checked."""
         typed = self._choices(self.overrides)
         chosen = any(len(texts) > 1 and self.loader.get_group_options(key) for key, texts in typed.items())
-        jobs = []
+        jobs: list[Job] = []
+        if (count := math.prod(map(len, typed.values()))) > MOST_JOBS:
+            raise UserError(f"--multirun: {count:,} combinations are more than {MOST_JOBS:,}; name fewer values")
         for combination in itertools.product(*typed.values()):
             raw = self._compose(list(combination)) if chosen else self.raw  # each experiment brings its own parameters
             params = [f"{key}={value}" for key, value in (raw.hydra.sweeper.params or {}).items()]
@@ -158,11 +161,13 @@ class Session:
                 values = [override.get_value_element_as_str()]
             elif override.is_discrete_sweep():
                 try:
-                    values = list(override.sweep_string_iterator())
+                    values = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
                 except ValueError as error:
                     raise UserError(f"{text_of(override)}: {error}") from error
                 if not values:
                     raise UserError(f"{text_of(override)}: has no values; name at least one")
+                if len(values) > MOST_JOBS:
+                    raise UserError(f"{text_of(override)}: has more than {MOST_JOBS:,} values; name fewer")
             else:
                 raise UserError(f"{text_of(override)}: has no end of values; name some, or let {SEARCH} choose")
             key = override.get_key_element()
@@ -186,7 +191,7 @@ class Session:
         name = self.flags.config_name or "config"
         try:
             return compose(name, overrides=overrides, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except messages.FAULTS as error:
             raise UserError(misplaced(name, self.parse(overrides), self.loader) or one_line(error)) from None
 
 
@@ -208,8 +213,10 @@ def session(flags: argparse.Namespace) -> Iterator[Session]:
     policy.check_files()
     ConfigDir.folder = flags.config_dir
     try:
-        with initialize_config_dir(str(conf), job_name="train", version_base="1.3"):
+        with initialize_config_dir(str(conf), job_name="train", version_base="1.3"), policy.Bounded():
             yield Session(flags)
+    except RecursionError as error:
+        raise UserError("the config is nested too deeply, or within itself; simplify it") from error
     finally:
         ConfigDir.folder = None
 
@@ -228,6 +235,8 @@ def configs(*arguments: str) -> list[Config]:
 
 def check(raw: DictConfig) -> Config:
     """The typed form of a composed config."""
+    if others := [key for key in raw if not isinstance(key, str)]:
+        raise UserError(f"{others[0]!r}: is no key, for it is not a text; put it in quotes, or leave it out")
     job = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "search")])
     try:
         values: Any = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
@@ -257,12 +266,6 @@ def validate(values: Any, schema: type[S], prefix: str = "") -> S:
         return schema.model_validate(values)
     except ValidationError as error:
         raise UserError(prefix + explain(error, values, schema)) from None
-
-
-def quote(key: str, value: Path | str) -> str:
-    """The argument that sets a key to a path, whatever characters it has."""
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
 
 
 def values(overrides: list[str]) -> dict[str, Any]:

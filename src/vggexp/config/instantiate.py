@@ -14,7 +14,7 @@ from vggexp.config.schema import Config
 from vggexp.errors import UserError
 
 SCHEDULES = "vggexp.training.schedules"
-OURS = {package.split(".")[0] for package in ALLOWED}
+OURS = {prefix.split(".")[0] for prefixes in ALLOWED.values() for prefix in prefixes}
 
 
 def locate(target: str, kind: type) -> Any:

@@ -31,6 +31,15 @@ HINTS = {
 """How to reach what users look for under another key or value, by KEY or KEY=VALUE."""
 
 
+DEEPEST = 3  # the most slashes in the name of a config group
+
+
+FAULTS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, LookupError, TypeError)
+"""What Hydra raises on a config that it cannot compose."""
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""What Hydra's --info can tell."""
+
+
 def _hint(key: str, value: str) -> str:
     found = HINTS.get(f"{key}={value}") or HINTS.get(key)
     return f"; {found}" if found else ""
@@ -40,7 +49,8 @@ def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
     for name in loader.list_groups(parent):
         path = f"{parent}/{name}" if parent else name
         yield path
-        yield from _groups(loader, path)
+        if path.count("/") < DEEPEST:  # folders may be linked into each other
+            yield from _groups(loader, path)
 
 
 def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader) -> str | None:
@@ -62,7 +72,7 @@ def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader)
             chosen.append(text_of(override))
     try:
         base = compose(config_name, overrides=chosen, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except FAULTS as error:
         twice = [text_of(o) for o in overrides if o.is_add() and o.key_or_group in groups]
         if twice and "Multiple values" in str(error):
             return f"{twice[0]}: leave out the +, for the config has a place for this group"
@@ -154,4 +164,11 @@ def _fields(path: tuple[str, ...], values: Any, schema: Any) -> list[str]:
 
 def one_line(error: Exception) -> str:
     """An error's text without its line breaks."""
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return text or type(error).__name__
+
+
+def quote(key: str, value: Path | str) -> str:
+    """The argument that sets a key to a path, whatever characters it has."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"

@@ -135,7 +135,7 @@ class Config(Section):
     checkpoint: Checkpoint
     logger: Logger = Logger()
     inspect: Inspect = Inspect()
-    metrics: dict[str, Metric] = Field(default_factory=dict)
+    metrics: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Metric] = Field(default_factory=dict)
     tags: list[str] = Field(default_factory=list)
     note: str = ""
 
@@ -152,12 +152,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        allowed = (*ALLOWED, *(f"{package}." for package in self.allowed_packages))
+        trusted = tuple(f"{package}." for package in self.allowed_packages)
         targets = {f"{name}._target_": getattr(self, name).target for name in GROUPS}
         targets |= {f"metrics.{name}._target_": metric.target for name, metric in self.metrics.items()}
         targets |= {f"inspect.show.{n}": target for n, target in enumerate(self.inspect.targets())}
         for key, target in targets.items():
-            if not target.startswith(allowed):
+            if not target.startswith((*ALLOWED[key.partition(".")[0]], *trusted)):
                 trust = f"to trust it, set allowed_packages=[{target.split('.')[0]}]"
                 raise ValueError(f"{key}={target}: not in an allowed package; {trust}")
         resize, smallest, trainer = self.data.resize, self.model.smallest_image, self.trainer
@@ -187,3 +187,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
+
+
+def merged(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Plain values, of which those of `over` count where both have a key; nothing in them is interpolated."""
+    both = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
+            both[key] = merged(base[key], over[key])
+    return both
+
+
+def untrusted(stored: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A config that a file has kept, without what only the command line may grant: trust, and places to write to."""
+    data = stored.get("data")
+    return {**stored, "allowed_packages": []} | (
+        {"data": {**data, "cache_dir": None}} if isinstance(data, dict) else {}
+    )

@@ -188,7 +188,8 @@ class FashionMNIST(L.LightningDataModule):
         return {"position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._start, self._batches = state_dict["position"], None
+        epoch, batch = state_dict["position"]
+        self._start, self._batches = (int(epoch), int(batch)), None
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
         return [self.loader(self.validates)] if self.validates else []

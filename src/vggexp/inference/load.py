@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from vggexp.config import compose
-from vggexp.config.schema import Config, flatten
+from vggexp.config.schema import Config, flatten, merged, untrusted
 from vggexp.errors import UserError
 from vggexp.runs import layout, read, select
+from vggexp.system.text import clean
 
 if TYPE_CHECKING:
     from vggexp.training.classifier import Classifier
@@ -19,6 +18,7 @@ OVERRIDABLE = ("data.", "trainer.", "allowed_packages")
 """What may differ between training a network and using it: where the data are and what it runs on."""
 
 DIMENSIONS = {"image_size", "in_channels", "num_classes"}
+LONGEST_NAME = 200  # characters of a class
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     content = file.read(path, "run")
     about: list[Any] = [content.get(key) for key in ("config", "classes", "dimensions", "state_dict")]
     stored, classes, dimensions, weights = about
-    if not (_is_plain(stored, classes, dimensions) and isinstance(weights, dict)):
+    if not (_is_plain(stored, classes, dimensions) and _is_weights(weights)):
         advice = f"to start from bare weights, train with model.weights={path}"
         raise UserError(f"{place}: is not a checkpoint of a run; {advice}")
-    config = {**stored, "allowed_packages": []}
+    file.check_finite(weights, place)
+    config = untrusted(stored)
     if isinstance(config.get("trainer"), dict) and config["trainer"].get("precision") == "auto":
         config["trainer"] = {**config["trainer"], "precision": content.get("precision", "auto")}
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(config, dict(overrides or {})))
-        cfg = compose.validate(merged, Config)
+        cfg = compose.validate(merged(config, overrides or {}), Config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     folder = path.parent.parent
@@ -90,7 +90,15 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
         first = [line.strip() for line in str(error).splitlines()[:2]]
         raise UserError(f"{place}: its weights do not fit the network that it names: {' '.join(first)}") from error
     tested = found.status == "completed" and path.resolve() == found.tested_checkpoint().resolve()
-    return Network(path, cfg, tuple(classes), dimensions, module.eval(), found.result if tested else None)
+    return Network(path, cfg, tuple(map(clean, classes)), dimensions, module.eval(), found.result if tested else None)
+
+
+def _is_weights(found: Any) -> bool:
+    import torch
+
+    return isinstance(found, dict) and all(
+        isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in found.items()
+    )
 
 
 def _is_plain(config: Any, classes: Any, dimensions: Any) -> bool:
@@ -102,5 +110,5 @@ def _is_plain(config: Any, classes: Any, dimensions: Any) -> bool:
         and all(isinstance(value, int) and value > 0 for value in dimensions.values())
         and isinstance(classes, list)
         and len(classes) == dimensions["num_classes"]
-        and all(isinstance(name, str) for name in classes)
+        and all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in classes)
     )

@@ -42,7 +42,7 @@ class CSVLogger(Logger):
             files.write_csv(self.path, columns, [[row.get(name) for name in columns] for row in rows])
             self.columns, self._keep_below = columns, math.inf
         elif self.rows:
-            with open(self.path, "a", newline="", encoding="utf-8") as file:
+            with open(self.path, "a", newline="", encoding="utf-8", opener=files.no_link) as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.rows)
         self.rows = []
 

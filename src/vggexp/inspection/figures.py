@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+AS_WRITTEN = rc_context({"text.parse_math": False})  # names are no formulas
 
 
 def pixels(draw: Callable[..., None], *args: Any) -> NDArray[np.uint8]:
@@ -20,6 +23,7 @@ def pixels(draw: Callable[..., None], *args: Any) -> NDArray[np.uint8]:
     return np.asarray(Image.open(file).convert("RGB"))
 
 
+@AS_WRITTEN
 def confusion(counts: Tensor, classes: Sequence[str], path: Path | BytesIO) -> None:
     """(K, K) counts, a row for each true class and a column for each predicted one."""
     table = counts.numpy()
@@ -47,6 +51,7 @@ def mistakes(probabilities: Tensor, labels: Tensor, names: Sequence[str], most: 
     return worst, captions, f"The most confident of {len(wrong)} mistakes"
 
 
+@AS_WRITTEN
 def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | BytesIO) -> None:
     """(N, H, W) uint8 images with a caption above each, eight in a row."""
     columns, rows = 8, max(1, -(-len(images) // 8))
@@ -63,6 +68,7 @@ def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | By
     figure.savefig(path, dpi=120)
 
 
+@AS_WRITTEN
 def bars(labels: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[float | None]]], path: Path) -> None:
     """A panel for each quantity; in it, a group of bars for each label, one bar for each series. None leaves a gap."""
     figure = Figure(figsize=(3.4 * len(panels), 1.6 + 0.42 * len(labels)), layout="constrained")

@@ -145,7 +145,7 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
     if find_spec(name) is None:
         raise UserError(f"logger={name}: is not installed; pip install 'vggexp[{name}]'", 1)
     path = folder / layout.LOGGER_ID
-    known = path.read_text().strip() if path.exists() else None
+    known = files.content(path, 200).decode().strip() if path.exists() else None
     try:
         logger: _MLflow | _WandB = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
         if known is None:

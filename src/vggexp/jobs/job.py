@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ def start(session: Session) -> int:
     """
     job = session.job()
     folder = Path(job.raw.hydra.run.dir)
+    if folder.is_dir():
+        files.check_folder(folder, f"hydra.run.dir={folder}")
+    if (folder / layout.SWEEP).exists():
+        raise UserError(f"hydra.run.dir={folder}: holds a sweep; name another folder")
     restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     if any(map(int, restarts)) and (folder / layout.RESULT).exists():
         return continue_run(job.cfg, folder, manifest.load(folder, f"hydra.run.dir={folder}"))
@@ -58,6 +63,7 @@ def start_in_sweep(raw: DictConfig) -> int:
     with _output_to(folder / layout.OUTPUT):
         try:
             cfg = compose.check(raw)
+            files.check_folder(folder, f"hydra.sweep.dir={folder.parent}")
             if not (folder / layout.RESULT).exists():
                 content = _manifest(cfg, HydraConfig.get())
                 manifest.claim(folder, content, "hydra.sweep.subdir")
@@ -78,7 +84,7 @@ def resume_run(run: str, args: list[str]) -> int:
     folder = select.run(run, "resume")
     cfg, past = resume.config(folder, args)
     if past["status"] == "completed" and (done := resume.nothing_left(cfg, past)):
-        print(f"{folder}: {done}")
+        terminal.say(f"{folder}: {done}")
         return 0
     # the further processes of trainer=ddp start by the same arguments, and `last` may mean another run by then
     sys.argv = [f"resume={folder.resolve()}" if arg.startswith("resume=") else arg for arg in sys.argv]
@@ -90,7 +96,7 @@ def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool
     content = manifest.resumed(_manifest(cfg), past)
     if not is_worker():
         for line in manifest.changes(folder, past, content):
-            print(f"{folder}: resumed with {line}", file=sys.stderr)
+            terminal.say(f"{folder}: resumed with {line}", stderr=True)
     return train(cfg, folder, content, past, in_sweep)
 
 
@@ -136,8 +142,10 @@ def train(
                 interrupted(stop.signum)
                 if is_worker():
                     return 0  # else Lightning would kill the first process before it has recorded its end
-                again_with = f"vggexp train {terminal.argument(folder, 'resume')}"
-                print(f"vggexp: stopped by {stop}; to continue: {again_with}", file=sys.stderr)
+                given = {"data.cache_dir": cfg.data.cache_dir, "logger.uri": cfg.logger.uri}  # see `resume.config`
+                words = [shlex.quote(f"{key}={value}") for key, value in given.items() if value is not None]
+                again_with = " ".join(["vggexp train", terminal.argument(folder, "resume"), *words])
+                terminal.say(f"vggexp: stopped by {stop}; to continue: {again_with}", stderr=True)
                 raise
             except Pruned as stop:
                 print(stop)
@@ -220,13 +228,13 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
         try:
             manifest.write(folder, content)
         except OSError as error:
-            print(f"vggexp: {folder / layout.RESULT}: {error.strerror}: not written", file=sys.stderr)
+            terminal.say(f"vggexp: {folder / layout.RESULT}: {error.strerror}: not written", stderr=True)
 
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
     """Redirects standard output and error into a file, also those of libraries and child processes."""
-    with ExitStack() as stack, open(path, "ab") as file:
+    with ExitStack() as stack, open(path, "ab", opener=files.no_link) as file:
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
             stream.flush()
             before = os.dup(number)

@@ -11,7 +11,6 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from vggexp.config.schema import Config
 from vggexp.runs import metrics, read
@@ -86,7 +85,7 @@ class Overview:
             text += f"  {run.reason}"
         if run.status != "running":
             text = f"[{self._count(*OVER)}/{self.total}]  {text}"
-        self.console.print(Text(text, style="red" if run.status in ("failed", "unreadable") else ""), soft_wrap=True)
+        self.console.print(text, style="red" if run.status in ("failed", "unreadable") else "", soft_wrap=True)
         self.console.file.flush()
 
     @property
@@ -115,7 +114,7 @@ class Overview:
             scores = "  ".join(f"{name} {last[name]:.4f}" for name in RUNNING if name in last)
             job = self.jobs[run.folder]
             lines.add_row(run.folder.name, job.label, f"epoch {len(epochs) + 1}/{job.cfg.trainer.max_epochs}", scores)
-        return Group(bar, Text(" · ".join(words)), lines)
+        return Group(bar, " · ".join(words), lines)
 
     def _work(self) -> float:
         known = sum(work(job.cfg) for job in self.jobs.values())

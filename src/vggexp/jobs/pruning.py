@@ -8,13 +8,14 @@ import optuna
 
 from vggexp.errors import Pruned
 from vggexp.runs import metrics
+from vggexp.system import files
 
 
 class Pruning(L.Callback):
     """Reports each epoch's val/acc to the study, which may then prune the trial."""
 
     def __init__(self, trial: Path) -> None:
-        content = json.loads(trial.read_text(encoding="utf-8"))
+        content = json.loads(files.content(trial))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.load_study(study_name=content["study"], storage=content["storage"])
         frozen = study.get_trials()[content["number"]]  # with what it reported before it was resumed

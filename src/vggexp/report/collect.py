@@ -6,8 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
+import yaml
 
 from vggexp.errors import UserError
 from vggexp.report import notes, statistics
@@ -16,7 +15,8 @@ from vggexp.runs import layout, metrics, query
 from vggexp.runs import read as runs
 from vggexp.runs.query import number_first
 from vggexp.runs.read import Run
-from vggexp.system import terminal
+from vggexp.system import files, terminal
+from vggexp.system.text import message
 
 SEED = "seed"
 COLUMNS = (*metrics.COMPARED, "seconds")  # the results in tables of groups
@@ -50,7 +50,7 @@ class Group(NamedTuple):
         """What sets the group apart, in words."""
         names = [axis.rpartition(".")[2].strip("_") for axis in self.values]  # matplotlib hides what begins with a _
         values = map(runs.text, self.values.values())
-        return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) or "all"
+        return message(", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) or "all")
 
     def band(self, against: str, name: str) -> list[tuple[float, float, float]]:
         """The mean curve: what it is drawn against, the mean and the standard deviation over seeds, by epoch."""
@@ -290,8 +290,10 @@ def _comparisons(ranked: Sequence[Group], objective: str, against: set[Path]) ->
 def command(run: Run) -> str:
     """The command that repeats a run, from what Hydra has noted of it; empty where that cannot be read."""
     try:
-        overrides = OmegaConf.load(run.folder / layout.OVERRIDES)
+        text = files.content(run.folder / layout.OVERRIDES, 2**16).decode()
+        listed = yaml.compose(text, yaml.SafeLoader).value  # type: ignore[no-untyped-call]
+        overrides = [node.value for node in listed]  # not constructed, not resolved
         flags = [arg for arg in run.result["command"] if arg.startswith("--config")]
-        return shlex.join(["vggexp", "train", *flags, *map(str, overrides)])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError):
+        return shlex.join(["vggexp", "train", *flags, *overrides])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         return ""

@@ -1,5 +1,6 @@
 """The figures of a report for print, as PNG and SVG."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ SHOWN = 40  # groups of a comparison
 NAMED = 10  # groups that have a color and a name in a figure, the best; the others are gray
 
 STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+STYLE |= {"text.parse_math": False}  # names are no formulas
 BESIDE: Any = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 7}
 LEGEND: Any = {"fontsize": 7, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
@@ -25,7 +27,8 @@ LEGEND: Any = {"fontsize": 7, "frameon": False, "loc": "center left", "bbox_to_a
 def draw(part: Part, folder: Path) -> list[str]:
     """Writes each figure for which there are enough runs, as `NAME.png` and `NAME.svg`; returns the names."""
     drawn = []
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are long, or have characters that the font lacks
         figures = {"curves": _curves(part, "epoch"), "time": _curves(part, "train_seconds")}
         figures |= {"heatmap": _heatmap(part), "pareto": _pareto(part), "parallel": _parallel(part)}
         figures |= {"comparison": _comparison(part)}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from vggexp.runs import read as runs
 from vggexp.runs.read import Run
+from vggexp.system import files
+from vggexp.system.text import clean
 
 LONGEST = 120  # bytes of a name, of which a file system allows 255
 
@@ -26,7 +28,8 @@ def names(found: Sequence[Run]) -> dict[str, Run]:
 
 def _bounded(name: str) -> str:
     """A name that a file can have; one that has to be cut ends in digits that no other has."""
-    name, data = name.replace("/", "-"), name.encode(errors="surrogateescape")
+    name = clean(name).replace("/", "-")
+    data = name.encode(errors="surrogateescape")
     if len(data) <= LONGEST:
         return name
     return f"{data[:LONGEST].decode(errors='ignore')}… {hashlib.sha256(data).hexdigest()[:8]}"
@@ -36,6 +39,6 @@ def link(places: Sequence[Path], folder: Path) -> None:
     """Links each run that is not linked yet under its name in `folder`."""
     for name, run in names(runs.find(places)).items():
         target = folder / name
-        if not target.is_symlink():
+        if not target.is_symlink() and not run.reason.endswith(files.REMOVE):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(run.folder.resolve(), target_is_directory=True)

@@ -14,6 +14,7 @@ from vggexp.runs import metrics
 from vggexp.runs import read as runs
 from vggexp.runs.metrics import COMPARED, COSTS, METRICS
 from vggexp.system import files, terminal
+from vggexp.system.text import everywhere
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """Makes the browser refuse to fetch anything."""
@@ -23,7 +24,7 @@ def write(report: Report, path: Path) -> None:
     """Writes the page."""
     parts = {name: Path(__file__).with_name(f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     plotly = resources.files("plotly") / "package_data" / "plotly.min.js"
-    data = json.dumps(content(report, path.parent), allow_nan=False, separators=(",", ":"))
+    data = json.dumps(everywhere(content(report, path.parent)), allow_nan=False, separators=(",", ":"))
     text = Template(parts["html"]).substitute(
         policy=POLICY,
         style=parts["css"],

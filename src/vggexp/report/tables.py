@@ -9,6 +9,7 @@ from vggexp.runs import metrics
 from vggexp.runs.metrics import COMPARED, COSTS
 from vggexp.runs.read import Run
 from vggexp.system import files, terminal
+from vggexp.system.text import markdown
 
 LONGEST = 40  # rows of a table; the files have all
 
@@ -82,7 +83,7 @@ def write(report: Report, folder: Path) -> None:
     header = ["run", "status", *axes, *numbers, "config_hash", "reason", "command"]
     files.write_csv(folder / "runs.csv", header, rows)
     lines = [
-        f"# {report.title}",
+        f"# {markdown(report.title)}",
         "",
         "Mean ± standard deviation over seeds; of one seed, the test set's 95 % interval.",
     ]
@@ -91,7 +92,7 @@ def write(report: Report, folder: Path) -> None:
         lines.extend(["", *map(_row, [header, ["---"] * len(header), *rows])])
 
     def say(text: str) -> None:
-        lines.extend(["", text])
+        lines.extend(["", markdown(text)])
 
     for n, part in enumerate(report.parts):
         place = folder / "figures" / (str(n) if len(report.parts) > 1 else "")
@@ -99,10 +100,10 @@ def write(report: Report, folder: Path) -> None:
         lines += ["", *(f"![{name}]({place.relative_to(folder)}/{name}.svg)" for name in figures.draw(part, place))]
     if report.differences:
         table(["differs", *(terminal.short(run.folder) for run in report.runs)], report.differences, 3)
-    lines += ["", *(f"- {line}" for line in _remarks(report))]
+    lines += ["", *(f"- {markdown(line)}" for line in _remarks(report))]
     files.write_text(folder / "report.md", "\n".join(lines) + "\n")
     page.write(report, folder / "report.html")
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in cells) + " |"

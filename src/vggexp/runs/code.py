@@ -20,6 +20,7 @@ from vggexp.system import files
 OWN = "vggexp"
 SUFFIXES = {".py", ".pyx", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp"}
 UNRELATED = ("commands/", "inference/", "report/")  # folders of this package that a run never enters
+LONGEST_DIFF = 10**7  # lines of one text times those of the other
 LARGEST = 2**20  # bytes of one package's files that a run folder keeps
 
 
@@ -112,6 +113,9 @@ def diff(folder: Path, then: Any, other: Path, now: Any) -> list[str]:
                 lines.append(f"{_shown(name, file)}: differs; its text was not kept")
                 continue
             old, new = ((found or "").splitlines() for found in texts)
+            if len(old) * len(new) > LONGEST_DIFF:
+                lines.append(f"{_shown(name, file)}: differs; it is too long to compare line by line")
+                continue
             lines += difflib.unified_diff(old, new, _shown(name, file), _shown(name, file), lineterm="")
     return lines
 
@@ -125,7 +129,7 @@ def text(folder: Path, package: str, summary: Mapping[str, Any], file: str) -> s
     found, kept = None, _place(folder, package, _hash(summary)) / file
     revision = str(summary.get("revision"))
     if kept.is_file():
-        found = kept.read_text(encoding="utf-8", errors="replace")
+        found = files.content(kept).decode(errors="replace")
     elif (spec := _spec(package)) is not None and revision.isalnum():
         found = _git(_root(spec), "show", f"{revision}:./{file}")
     wanted = _listed(folder, package, _hash(summary)).get(file)
@@ -137,7 +141,7 @@ def _listed(folder: Path | None, name: str, digest: str) -> dict[str, str]:
     if folder is None:
         return next((package.hashes for package in current([name]) if package.name == name), {})
     try:
-        found = json.loads((_place(folder, name, digest) / layout.HASHES).read_text(encoding="utf-8"))
+        found = json.loads(files.content(_place(folder, name, digest) / layout.HASHES))
         names = [str(file) for file in found if ".." not in file.split("/") and not Path(file).is_absolute()]
         return {file: str(found[file]) for file in names}
     except (OSError, ValueError, AttributeError):

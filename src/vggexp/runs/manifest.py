@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vggexp.config.schema import REMARKS, Config
 from vggexp.errors import UserError
@@ -123,22 +124,68 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 def load(folder: Path, place: str) -> dict[str, Any]:
     """A run's `result.json`, which may come from a stranger; `place` is the KEY=VALUE that named the folder."""
     try:
-        content = json.loads((folder / layout.RESULT).read_text(encoding="utf-8"))
-        if not (isinstance(content, dict) and isinstance(content.get("status"), str)):
-            raise ValueError("it is not what a run writes")
+        content: dict[str, Any] = json.loads(files.content(folder / layout.RESULT))
+        Record.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"])) or "all of it"
+        raise UserError(f"{place}: its {layout.RESULT} is not what a run writes: {key} is {fault['msg']}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{place}: its {layout.RESULT} cannot be read: {error}") from error
     return content
+
+
+class _Kept(BaseModel):
+    """A part of `result.json`; what else it holds may be anything."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Code(_Kept):
+    hash: str | None = None
+    revision: str | None = None
+
+
+class _Config(_Kept):
+    seed: int | None = None
+
+
+class Segment(_Kept):
+    """A part of a run between a start and a stop."""
+
+    begins: dict[str, Any] | None = None
+    host: str | None = None
+    command: list[str] | None = None
+    code: dict[str, _Code] | None = None
+    versions: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
+
+
+class Record(Segment):
+    """What `result.json` holds beside the scores."""
+
+    status: str
+    reason: str | None = None
+    started: str | None = None
+    pid: int | None = None
+    config: _Config = _Config()
+    config_hash: str | None = None
+    weights: str | None = None
+    experiment: str | None = None
+    tags: list[str] = []
+    note: str = ""
+    segments: list[Segment] = []
+    finished: "Record | None" = None
 
 
 @contextmanager
 def lock(folder: Path, place: str, file: str = layout.RESULT, seconds: float = 10) -> Iterator[None]:
     """Keeps other processes from working in a folder; the system releases the lock when this process ends."""
     try:
-        with FileLock(folder / layout.LOCK, timeout=seconds):
+        with FileLock(_lock(folder, place), timeout=seconds):
             yield
     except Timeout:
-        owner = json.loads((folder / file).read_text(encoding="utf-8"))
+        owner = load(folder, place) if file == layout.RESULT else json.loads(files.content(folder / file))
         process = f"process {owner.get('pid')} on {owner.get('host')}"
         raise UserError(f"{place}: is running, as {process}; stop that first") from None
 
@@ -152,7 +199,15 @@ def is_locked(folder: Path) -> bool:
     if not (folder / layout.LOCK).exists():
         return False
     try:
-        with PROBING, FileLock(folder / layout.LOCK, timeout=0):
+        with PROBING, FileLock(_lock(folder, ""), timeout=0):
             return False
-    except OSError as error:  # a Timeout, or this user may not write into the folder
+    except (OSError, UserError) as error:  # a Timeout, or this user may not write into the folder
         return isinstance(error, Timeout)
+
+
+def _lock(folder: Path, place: str) -> Path:
+    """The path of a folder's lock, which is not a link: what it points to would be emptied."""
+    path = folder / layout.LOCK
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{place}: {path} is not a file, which a run's folder never holds; remove it")
+    return path

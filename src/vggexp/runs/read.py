@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,14 @@ from typing import Any, NamedTuple
 from vggexp.config.schema import REMARKS, flatten
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest, metrics
+from vggexp.system import files
+from vggexp.system.text import is_number
 
 MOST = 6  # varied keys in a row of a table
+LARGEST_METRICS, LARGEST_SWEEP = 2**27, 2**24  # bytes
+LARGEST_ROWS = 10**6
+LARGEST_EPOCHS = 10**5
+LARGEST = 10**18  # of a number that a run may have come to
 KILLED = "its process was killed, or the machine went down; resume= continues it"
 
 
@@ -32,7 +39,9 @@ class Run(NamedTuple):
     def number(self, name: str) -> float | None:
         """A result, if it is a number."""
         value = self.result.get(name)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
+            return None  # also what is not a number, and what is infinite
+        return value
 
     def score(self, name: str) -> float | None:
         """A result of a completed run, if it is a number."""
@@ -52,10 +61,11 @@ def read(folder: Path) -> Run:
     status, reason = result["status"], str(result.get("reason") or "")
     if status == "running" and not manifest.is_locked(folder):
         status, reason = "interrupted", KILLED
-    if status != "running" and isinstance(result.get("finished"), dict):  # what was finished outlives an attempt
+    finished = result.get("finished")
+    if status != "running" and finished and "config" in finished:  # what was finished outlives an attempt
         attempt = {"attempt": {"status": status, "reason": reason}}
         remarks = {key: result[key] for key in REMARKS if key in result}
-        status, result = "completed", {**result["finished"], **remarks, **attempt}
+        status, result = "completed", {**finished, **remarks, **attempt}
     return Run(folder, status, reason, result, flatten(result["config"]))
 
 
@@ -71,8 +81,18 @@ def find(places: Sequence[Path]) -> list[Run]:
         if not folders:
             raise UserError(f"{place}: holds no run; name the folder of a run or of a sweep, or last")
         for folder in sorted(folders, key=_order):
-            found.setdefault(folder.resolve(), read(folder))
+            found.setdefault(folder.resolve(), _checked(read(folder)))
     return list(found.values())
+
+
+def _checked(run: Run) -> Run:
+    """The run; an unreadable one where something in its folder leads out of it."""
+    try:
+        if run.status != "waiting":
+            files.check_folder(run.folder, "")
+    except UserError as error:
+        return Run(run.folder, "unreadable", str(error).removeprefix(": "), {}, {})
+    return run
 
 
 def _walk(place: Path) -> Iterator[Path]:
@@ -94,12 +114,16 @@ def _order(folder: Path) -> tuple[Any, ...]:
 def sweep(folder: Path) -> dict[str, Any]:
     """A sweep's `sweep.json`."""
     try:
-        content: dict[str, Any] = json.loads((folder / layout.SWEEP).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(files.content(folder / layout.SWEEP, LARGEST_SWEEP))
         texts = [entry[key] for entry in content["jobs"] for key in ("folder", "config_hash")] + content["arguments"]
-        leaving = any(Path(entry["folder"]).is_absolute() or ".." in entry["folder"] for entry in content["jobs"])
+        leaving = any(
+            Path(entry["folder"]).is_absolute() or {"..", "\0"} & {*entry["folder"], *Path(entry["folder"]).parts}
+            or len(os.fsencode(entry["folder"])) > 255
+            for entry in content["jobs"]
+        )  # fmt: skip
         if leaving or not all(isinstance(text, str) for text in texts):
             raise ValueError("it is not what a sweep writes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         place = f"{folder}: its {layout.SWEEP} cannot be read"
         raise UserError(f"{place} ({error}); name another hydra.sweep.dir") from error
     return content
@@ -171,19 +195,32 @@ def epochs(folder: Path) -> list[dict[str, float]]:
     """What a run logged at the end of each epoch, from `metrics.csv`; broken lines are left out."""
     found: dict[int, dict[str, float]] = {}
     for row in rows(folder / layout.METRICS):
-        try:
-            epoch = int(float(row.pop("epoch")))
-            values = {name: float(text) for name, text in row.items() if not name.endswith("_step")}
-        except (KeyError, ValueError):
+        values = {name: float(text) for name, text in row.items() if not name.endswith("_step")}
+        number = values.pop("epoch", math.nan)
+        if not math.isfinite(number):
             continue
-        found.setdefault(epoch, {"epoch": epoch + 1}).update(values)
+        epoch = int(number)
+        if epoch in found or len(found) < LARGEST_EPOCHS:
+            found.setdefault(epoch, {"epoch": epoch + 1}).update(values)
     return [values for _, values in sorted(found.items()) if "train/loss" in values]
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.csv`, as text; the last is left out if it was cut short."""
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `metrics.csv`, as text; those that are no rows are left out, such as the last if it was cut short."""
     if not path.exists():
-        return []
-    whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    found = csv.DictReader(io.StringIO(whole + newline))
-    return [{name: value for name, value in row.items() if name and value} for row in found if row.get("step")]
+        return
+    try:
+        whole, newline, _ = files.content(path, LARGEST_METRICS).decode(errors="replace").rpartition("\n")
+    except OSError:  # a link, a pipe or too large: not what a run writes
+        return
+    found = csv.DictReader(io.StringIO(whole + newline), strict=False)
+    for _ in range(LARGEST_ROWS):
+        try:
+            row = next(found)
+        except StopIteration:
+            return
+        except csv.Error:  # a field too long
+            continue
+        values = {name: value for name, value in row.items() if name and isinstance(value, str) and value}
+        if "step" in values and all(map(is_number, values.values())):
+            yield values

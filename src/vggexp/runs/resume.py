@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vggexp.config import compose
-from vggexp.config.schema import REMARKS, Config, flatten
+from vggexp.config.schema import REMARKS, Config, flatten, merged, untrusted
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest
+from vggexp.system import terminal
 
 EXTENDABLE = "trainer.max_epochs"  # the only key that may change, and only to a larger value
 
@@ -19,6 +18,7 @@ FREE = (
 )
 """The keys that change no number: of data, the sha256 is checked, and their order does not depend on who loads them."""
 
+CACHE = "data.cache_dir"  # holds copies of what is checked by sha256
 TRUST = "allowed_packages"
 """Says whom the user trusts, not what the run is; so the run folder's own value does not count."""
 
@@ -36,17 +36,21 @@ def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
     for key, value in given.items():
         if isinstance(stored.get(key), dict) and not isinstance(value, dict):
             raise UserError(f"{key}={value}: cannot be chosen again; leave it out, the run has it already")
-    merged = OmegaConf.to_container(OmegaConf.merge({**stored, TRUST: []}, given))
-    assert isinstance(merged, dict)
-    check_same(merged, stored)
-    return compose.validate(merged, Config), past
+    both = merged(untrusted(stored), given)
+    check_same(both, stored)
+    was, now = flatten(stored), flatten(both)
+    if was.get(CACHE) != now.get(CACHE) and CACHE not in flatten(given):
+        terminal.say(f"{CACHE}={was[CACHE]}: is not written to, for only the run's record names it; {CACHE}= does")
+    if now.get("logger.uri") is not None and "logger.uri" not in flatten(given):
+        raise UserError(f"logger.uri={now['logger.uri']}: only the run's record names it; give it again to send there")
+    return compose.validate(both, Config), past
 
 
 def check_same(now: Mapping[Any, Any], then: Mapping[Any, Any]) -> None:
     """Refuses two configs that differ in more than the number of epochs, or of which the newer has fewer."""
     new, old = flatten(now), flatten(then)
     for key in {**old, **new}:
-        if key in (TRUST, *REMARKS) or (key in new and key in old and new[key] == old[key]):
+        if key in (TRUST, CACHE, *REMARKS) or (key in new and key in old and new[key] == old[key]):
             continue
         if key in FREE and key in old and str(old.get("data._target_")).startswith("vggexp."):
             continue

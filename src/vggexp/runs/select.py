@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vggexp.errors import UserError
 from vggexp.runs import layout, read
-from vggexp.system import paths
+from vggexp.system import files, paths
 
 LAST = "last"
 
@@ -29,6 +29,8 @@ def places(names: Sequence[str], default: Sequence[Path] = ()) -> list[Path]:
 def checkpoint(name: str, key: str) -> Path:
     """The checkpoint file that is meant: itself, or the one that a finished run was tested with."""
     if (path := Path(name).expanduser()).is_file():
+        if (path.parent.parent / layout.RESULT).exists():
+            files.check_folder(path.parent.parent, f"{key}={name}")
         return path
     if not (path.is_dir() or _is_last(name)):
         raise UserError(f"{key}={name}: no such file or folder; name a run folder, a checkpoint file, or {LAST}")
@@ -50,14 +52,18 @@ def _is_last(name: str) -> bool:
     return name == LAST and not Path(name).exists()
 
 
-def _folder(name: str, key: str, kind: str, *files: str) -> Path:
-    """The folder that a name means, which holds the first of `files`; for `last`, all of them are looked for."""
+def _folder(name: str, key: str, kind: str, *names: str) -> Path:
+    """The folder that a name means, which holds the first of `names`; for `last`, all of them are looked for.
+
+    Nothing in the folder leads out of it.
+    """
     if _is_last(name):
-        return _latest(f"{key}={name}", kind, *files)
+        name = str(_latest(f"{key}={name}", kind, *names))
     path = Path(name).expanduser()
-    if not (path / files[0]).is_file():
+    if not (path / names[0]).is_file():
         what = f"{kind} folder"
-        raise UserError(f"{key}={name}: is not a {what}, for it holds no {files[0]}; name a {what}, or {LAST}")
+        raise UserError(f"{key}={name}: is not a {what}, for it holds no {names[0]}; name a {what}, or {LAST}")
+    files.check_folder(path, f"{key}={name}", depth=4 if kind == "run" else 0)
     return path
 
 

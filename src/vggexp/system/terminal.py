@@ -12,8 +12,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vggexp.errors import UserError
+from vggexp.system.text import clean, message
 
 WIDTH = 140  # columns of a table that goes into a file or a pipe
 
@@ -97,9 +99,16 @@ def outlive_readers() -> None:
             setattr(sys, name, steady(number, stream.encoding, by_line))
 
 
-def console(stderr: bool = False) -> Console:
+class _Console(Console):
+    """Shows texts as they are, whatever control characters they hold."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(clean(text), **options)
+
+
+def console(stderr: bool = False, **options: Any) -> Console:
     """The terminal; a file or a pipe gets lines wide enough for every table."""
-    terminal = Console(highlight=False, markup=False, stderr=stderr)
+    terminal = _Console(highlight=False, markup=False, emoji=False, stderr=stderr, **options)
     if not terminal.is_terminal:
         terminal.width = max(terminal.width, WIDTH)
     return terminal
@@ -140,5 +149,5 @@ def argument(path: Path, key: str = "") -> str:
 
 def fail(error: UserError) -> int:
     """Prints a user's mistake in one line; returns the exit code."""
-    print(f"vggexp: {error}", file=sys.stderr)
+    print(f"vggexp: {message(str(error))}", file=sys.stderr)
     return error.exit_code

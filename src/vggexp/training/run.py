@@ -1,9 +1,12 @@
 """One run: a checked config and a folder in, a trained and tested network and its results out."""
 
 import multiprocessing
+import os
+import re
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from vggexp.checkpoints import file, io, pretrained
 from vggexp.config import precision
 from vggexp.config.instantiate import datamodule
 from vggexp.config.schema import Config, flatten
-from vggexp.errors import UserError
+from vggexp.errors import UserError, described
 from vggexp.inspection import loggers
 from vggexp.inspection.csvlog import CSVLogger
 from vggexp.runs import layout, metrics
@@ -99,9 +102,31 @@ def run(
         if prepared is not None and (lost := _lost(prepared.trainer)):
             again = terminal.argument(folder, "resume")
             raise UserError(f"trainer.strategy=ddp: {lost}; to continue: vggexp train {again}", 1) from error
+        if prepared is not None and prepared.checkpoint and not isinstance(error, UserError) and _restoring(error):
+            text = f"is not what this run writes: {described(error)}"
+            raise UserError(f"resume={prepared.checkpoint}: {text}; train again in a new folder") from error
         raise
     finally:
         kill_children(others)  # of a run that is stopped, the processes that load batches
+
+
+def _check_counters(tree: Any) -> None:
+    """Refuses counters of Lightning's loops that count nothing."""
+    for value in tree.values():
+        if isinstance(value, dict):
+            _check_counters(value)
+        elif not isinstance(value, int) or not 0 <= value < 2**40:
+            raise ValueError(f"a counter is {value!r}")
+
+
+def _restoring(error: BaseException) -> bool:
+    """Whether an error comes of what a checkpoint has brought into the trainer, the optimizer or its schedule."""
+    places = (
+        f"{frame.filename} {frame.name}".replace(os.sep, "/") for frame in traceback.extract_tb(error.__traceback__)
+    )
+    return any(
+        re.search(r"/checkpoint_connector\.py|/torch/optim/|/vggexp/training/.* on_train_start", p) for p in places
+    )
 
 
 def _lost(trainer: L.Trainer) -> str | None:
@@ -193,9 +218,10 @@ def _resumed(path: Path | None, cfg: Config, data: str) -> tuple[int, str | None
     try:
         now, then = flatten(cfg.values()), flatten(content["config"])
         resuming.check_same({key: now[key] for key in now if key in then}, then)  # keys may have been added since
+        _check_counters(content["loops"])
         epoch, batch = content.get(data, {}).get("position") or (content["epoch"], 0)
         return int(content["first_step"]), content.get("precision"), (int(epoch), int(batch))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"resume={path}: is not a checkpoint that a run can resume from") from error
     except UserError as error:
         raise UserError(f"resume={path}: belongs to another run: {error}") from None

@@ -106,7 +106,7 @@ class Saver(Checkpoint):
         return {"point": self.point, "stopped": self._stopped, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["seconds"]
+        self._before = float(state_dict["seconds"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets Lightning's counters to where the run will resume: it saves in hooks between two of their steps."""
@@ -125,5 +125,8 @@ class Saver(Checkpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["callbacks"][self.state_key]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning would let it pass
+            if callback.state_dict() and not checkpoint["callbacks"].get(callback.state_key):
+                raise ValueError(f"it lacks the state of {callback.state_key}")
         self._saved, self._again = (state["point"], checkpoint["global_step"]), checkpoint.get("again", [])
         trainer.should_stop = state["stopped"]

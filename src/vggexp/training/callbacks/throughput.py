@@ -30,9 +30,14 @@ class Throughput(L.Callback):
         return {"run": (self.images, self.seconds), "epoch": epoch, **rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images, self.seconds = state_dict["run"]
-        self._images, self._seconds = state_dict["epoch"]
-        self._logged, self._rates = state_dict["logged"], state_dict.get("rates", [])
+        (images, seconds), (in_epoch, begun) = state_dict["run"], state_dict["epoch"]
+        self.images, self.seconds, self._images, self._seconds = (
+            int(images),
+            float(seconds),
+            int(in_epoch),
+            float(begun),
+        )
+        self._logged, self._rates = int(state_dict["logged"]), list(map(float, state_dict.get("rates", [])))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter() - self._seconds
