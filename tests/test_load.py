@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import Run, refusal
+from vggexp.checkpoints import file as checkpoint
 from vggexp.config.schema import Config
 from vggexp.inference import load as networks
 from vggexp.runs import manifest, select
@@ -91,6 +92,13 @@ def test_a_truncated_checkpoint_is_named(keep: float, copy: Path) -> None:
     assert "intact" in message or "weights file" in message or "tensors alone" in message
 
 
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_checkpoint_that_has_lost_its_checksum_is_refused(name: str, copy: Path) -> None:
+    path = copy / "checkpoints" / name
+    os.truncate(path, path.stat().st_size - 78)
+    assert "has lost the checksum at its end" in refusal(lambda: networks.load(str(path)))
+
+
 def test_code_in_a_checkpoint_is_not_run(copy: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
@@ -115,10 +123,10 @@ def test_weights_that_do_not_fit_the_named_network_are_refused(copy: Path) -> No
     path = copy / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     content["state_dict"]["net.features.1.0.weight"] = torch.zeros(3)
-    torch.save(content, path)
+    checkpoint.write(content, path)
     assert "features.1.0.weight" in refusal(lambda: load(copy))
     del content["state_dict"]["net.features.1.0.weight"]
-    torch.save(content, path)
+    checkpoint.write(content, path)
     assert "features.1.0.weight" in refusal(lambda: load(copy))
     torch.save(content["state_dict"], path)
     assert f"model.weights={path}" in refusal(lambda: load(copy))
@@ -132,12 +140,10 @@ def test_classes_named_by_a_checkpoint_must_be_allowed_by_the_caller(copy: Path)
     content = torch.load(path, weights_only=True)
     content["config"]["model"]["_target_"] = "os.system"
     content["config"]["allowed_packages"] = ["os"]
-    torch.save(content, path)
+    checkpoint.write(content, path)
     (copy / "result.json").unlink()
     assert "os.system" in refusal(lambda: load(path))
 
 
 def test_a_url_is_refused() -> None:
-    from vggexp.checkpoints import file as checkpoint
-
     assert "download" in refusal(lambda: checkpoint.read(Path("https://example.org/x.ckpt"), "run"))

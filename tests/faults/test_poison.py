@@ -16,6 +16,7 @@ from test_checkpoints import saved
 from test_strangers import attempt, finished  # noqa: F401  (a fixture)
 from trials import Server, Tally
 
+from conftest import QUICK, started
 from vggexp.checkpoints import file as checkpoint
 from vggexp.system import text
 
@@ -138,6 +139,22 @@ def test_tensorboard_gets_names_and_texts_that_it_can_show(folder: Path, tmp_pat
     fenced = description._fenced("json", POISON)
     assert fenced.count("`") == 6
     assert not OBEYED.search(fenced)
+
+
+def test_tensorboard_shows_a_runs_texts_and_obeys_none(tmp_path: Path, browser: Browser) -> None:
+    quoted = POISON.replace("\\", "\\\\").replace("'", "\\'")
+    words = [*QUICK, "trainer.max_epochs=1", "inspect=default", "hydra.run.dir=outputs/run", f"note='{quoted}'"]
+    code, said = attempt(["train", *words], tmp_path, tmp_path, 120)
+    assert code == 0, said
+    with started(tmp_path, "outputs/run", "port=0", command="tensorboard") as process:
+        process.wait_for_output("http")
+        page = browser.new_page()
+        page.goto(f"{process.output.split()[1]}#text")
+        page.get_by_text("window.hurt").first.wait_for(timeout=60_000)
+        assert page.evaluate("window.hurt") is None
+        for element in ("script:has-text('window.hurt')", "img[src=x]", "a[href^=javascript]"):
+            assert page.locator(element).count() == 0
+        page.close()
 
 
 def test_metadata_of_an_export_are_plain_json(folder: Path, tmp_path: Path) -> None:

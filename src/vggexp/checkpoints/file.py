@@ -19,7 +19,7 @@ MARK = b"vggexp-sha256:"
 
 TRAILER = len(MARK) + 64
 LARGEST_HEADER = 2**22  # bytes of what a safetensors file says of its tensors
-OURS = {"config", "dimensions", "classes", "first_step"}  # keys of a checkpoint that a run writes
+OURS = {"config", "dimensions", "classes"}  # keys of a checkpoint that a run writes
 
 
 def write(content: dict[str, Any], path: Path) -> None:
