@@ -79,7 +79,7 @@ benchmark-gpu: data ## measure whole epochs on one GPU, the table last
 equality: $(READY) ## prove that a change alters no number: ARGS="make FOLDER" before and after, ARGS="compare ONE OTHER"
 	$(BIN)/python -m benchmarks.equality $(ARGS)
 
-faults: $(READY) ## run every trial of the fault harness (about 15 minutes)
+faults: $(READY) ## run every trial of the fault harness (about 45 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
 mutants: $(READY) ## break the code in 40 small places, one at a time, and name those that no test notices (more than an hour)

@@ -213,6 +213,13 @@ def test_an_average_may_share_what_it_has_not_changed(tmp_path: Path) -> None:
     pretrained.load(net, str(tmp_path / "w.pth"))
 
 
+def test_weights_that_are_no_numbers_are_refused_wherever_they_are(tmp_path: Path) -> None:
+    """Only those that are taken count: here the second state dict."""
+    content = {name: value * float("nan") for name, value in VGG(**SMALL).state_dict().items()}
+    torch.save({"state_dict": {"other.weight": torch.zeros(2)}, "ema": content}, tmp_path / "w.pth")
+    assert "not finite" in refusal(lambda: pretrained.load(VGG(**SMALL), str(tmp_path / "w.pth")))
+
+
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     content = {name: value.to(torch.int8) for name, value in VGG(**SMALL).state_dict().items()}
     torch.save(content, tmp_path / "w.pth")

@@ -22,6 +22,7 @@ def load(net: nn.Module, file: str) -> str:
     named = {where: _renamed(net, weights) for where, weights in found.items()}
     where = max(named, key=lambda where: len(named[where].keys() & own.keys()))
     theirs = named[where]
+    checkpoint.check_finite(theirs, label)
     if where and where not in OURS:
         notes.append(f"taken from {where}" if where.startswith("its") else f"taken {where}")
     if rest := max(map(len, found.values())) - len(found[where]):
