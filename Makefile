@@ -8,8 +8,8 @@ ARGS   ?=
 PYTEST := -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 # what `make test-versions` tries: a Python, and which of the packages that pyproject.toml allows
 VERSIONS ?= 3.11:lowest-direct 3.12:highest 3.13:highest
-# of a training command, what says where the data are
-SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.root=% data.cache_dir=%,$(ARGS))
+# of a command, what concerns the data alone
+SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.% export=% sheet=%,$(ARGS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train speedrun sweep report tensorboard check test test-versions benchmark benchmark-full benchmark-gpu equality faults mutants audit lint format lock wheel clean
@@ -30,17 +30,17 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-data: $(READY) ## obtain and verify Fashion-MNIST
+data: $(READY) ## obtain and verify Fashion-MNIST, or ARGS="data=NAME", and say what is in it
 	$(BIN)/vggexp data $(SOURCE)
 
-train: data ## train; without ARGS the quickstart: VGG-11, ratio 4, 96 px
+train: $(READY) ## train; without ARGS the quickstart: VGG-11, ratio 4, 96 px
 	$(BIN)/vggexp train $(or $(ARGS),experiment=quickstart)
 
-speedrun: data ## train to 94 % as fast as it can, five seeds one after another
+speedrun: $(READY) ## train to 94 % as fast as it can, five seeds one after another
 	$(BIN)/vggexp train --multirun experiment=speedrun seed=0,1,2,3,4 $(ARGS)
 	$(BIN)/vggexp report
 
-sweep: data ## train every combination, e.g. ARGS="data.resize=32,64 optimizer.lr=1e-3,3e-4"
+sweep: $(READY) ## train every combination, e.g. ARGS="data.resize=32,64 optimizer.lr=1e-3,3e-4"
 	$(BIN)/vggexp train --multirun $(ARGS)
 
 report: $(READY) ## put the last sweep's runs side by side, or ARGS="FOLDER ..."

@@ -2,12 +2,14 @@
 
 import gzip
 import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from vggexp.data import idx
-from vggexp.data.datamodule import FashionMNIST
+from vggexp.data import DataModule, FashionMNIST, idx
 
 TRAIN, TEST = 400, 130
 
@@ -42,7 +44,20 @@ SOURCE = idx.IDXSet(
 
 
 class SyntheticMNIST(FashionMNIST):
-    source = SOURCE
+    spec = SOURCE
+
+
+class Linear(torch.nn.Linear):
+    """A network of one layer, which has no part that is called features."""
+
+    def __init__(self, image_size: int, in_channels: int, num_classes: int, **_: Any) -> None:
+        super().__init__(in_channels * image_size**2, num_classes)
+
+
+def module(*, root: str | None = None, **options: Any) -> DataModule:
+    """The data module of the set."""
+    source = SyntheticMNIST(root=root or os.environ["VGGEXP_TEST_ROOT"])
+    return DataModule(source=source, **{"val_size": 100, "resize": 32} | options)
 
 
 def write(folder: Path, compressed: bool = True) -> Path:

@@ -17,7 +17,7 @@ CLASSES = [f"class {n}" for n in range(10)]
 
 def classifier(*options: str) -> Classifier:
     cfg = configure("model.ratio=64", "data.resize=32", *options)
-    return from_config(cfg, {"image_size": 32, "in_channels": 1, "num_classes": 10}, CLASSES)
+    return from_config(cfg, {"classes": CLASSES}, {"image_size": 32, "in_channels": 1, "num_classes": 10})
 
 
 def test_scores_are_means_over_samples_not_over_batches() -> None:
@@ -166,3 +166,17 @@ def test_targets_outside_the_package_are_refused(target: str) -> None:
 def test_options_that_a_component_does_not_accept_are_named() -> None:
     with pytest.raises(UserError, match=r"_target_=vggexp\.models\.VGG.*depth"):
         construct(nn.Module, {"_target_": "vggexp.models.VGG", "depth": 11})
+
+
+def test_class_weights_make_a_mean_over_images_whatever_a_process_has() -> None:
+    """The gradients of two shares, weighed by their images, are those of the whole batch."""
+    torch.manual_seed(0)
+    weighed = classifier()
+    weighed.class_weights = torch.tensor([4.0, *[0.5] * 9])
+    images, labels = torch.rand(12, 1, 32, 32), torch.tensor([0] * 4 + [1, 2] * 4)
+    weighed.eval()
+    parts = (slice(0, 12), slice(0, 4), slice(4, 12))
+    whole, one, other = (weighed._step((images[n], labels[n]), "train")["loss"] for n in parts)
+    assert torch.allclose(whole, (4 * one + 8 * other) / 12)
+    mixed = torch.nn.functional.one_hot(labels, 10).float()
+    assert torch.allclose(weighed._step((images, mixed), "train")["loss"], whole)

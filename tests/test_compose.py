@@ -94,7 +94,7 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("model.init=kayming", "model.init=kayming did you mean kaiming?"),
         ("data.resize=31", "data.resize=31: too small data.resize=32"),
         ("model.arch=vgg12", "model.arch=vgg12: vgg11, vgg19"),
-        ("data.resize=27", "data.resize=27: greater than or equal to 28"),
+        ("data.resize=0", "data.resize=0: greater than or equal to 1"),
         ("inspect.show=[gauges,picture]", "inspect.show=picture: pictures"),
         ("inspect.show=[evil.Evil]", "inspect.show.0=evil.Evil: allowed_packages=[evil]"),
         ("+metrics.f1._target_=evil.Evil", "metrics.f1._target_=evil.Evil: allowed_packages=[evil]"),
@@ -105,7 +105,7 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("model.batch_norm=2", "model.batch_norm=2: boolean"),
         ("data.resize=64.5", "data.resize=64.5: integer"),
         ("data.batch_size=0", "data.batch_size=0: greater than or equal to 1"),
-        ("data.val_size=-1", "data.val_size=-1: greater than or equal to 0"),
+        ("data.val_size=-1", "data.val_size=-1: must be a number of images, or a share of them between 0 and 1"),
         ("data.test_each_epoch=maybe", "data.test_each_epoch=maybe: boolean"),
         ("seed=1.5", "seed=1.5: integer"),
         ("seed=abc", "seed=abc: integer"),
@@ -140,7 +140,7 @@ def test_a_mistake_is_named(override: str, words: str) -> None:
 
 
 def test_contradictory_settings_are_named() -> None:
-    with pytest.raises(UserError, match=r"early_stopping.*val_size=0.*val_size=5000"):
+    with pytest.raises(UserError, match=r"early_stopping.*val_size=0.*data.val_size to more"):
         configure("trainer.early_stopping.patience=2", "data.val_size=0")
     with pytest.raises(UserError, match="nesterov"):
         configure("optimizer=sgd", "optimizer.momentum=0")

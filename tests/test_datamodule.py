@@ -1,6 +1,6 @@
 """The data module: splits, order, batches, and the position from which training resumes exactly."""
 
-import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthetic import TEST, TRAIN, SyntheticMNIST
-from vggexp.data import datamodule
-from vggexp.data.augment import augment
+import synthetic
+from conftest import refusal
+from synthetic import TEST, TRAIN
+from vggexp.data import DataModule, datamodule
+from vggexp.data.augment import Augmentation
 from vggexp.data.datamodule import Batches, split
 from vggexp.data.resize import resize
+from vggexp.data.source import Images, Source, Split
 from vggexp.errors import UserError
 from vggexp.system.seeds import AUGMENTATION, seed_at
 
 
-def module(**options: object) -> SyntheticMNIST:
-    data = SyntheticMNIST(**{"root": os.environ["VGGEXP_TEST_ROOT"], "val_size": 100, "resize": 32} | options)
-    data.prepare_data()
+def module(**options: Any) -> DataModule:
+    data = synthetic.module(**options)
     data.setup()
     return data
 
@@ -92,7 +94,7 @@ def test_batches_are_resized_pixels_between_0_and_1() -> None:
     assert images.dtype == torch.uint8
     ready, same = data.on_after_batch_transfer((images, labels), 0)
     assert (ready.shape, ready.dtype) == ((100, 1, 45, 45), torch.float32)
-    assert torch.equal(ready[:, 0], resize(images, 45).float() / 255)
+    assert torch.equal(ready, resize(images, 45).float() / 255)
     assert torch.equal(labels, same)
 
 
@@ -122,7 +124,56 @@ def test_sizes_that_do_not_fit_are_named(options: dict[str, object], key: str) -
 
 
 def test_the_data_decide_the_networks_input_and_output_sizes() -> None:
-    assert SyntheticMNIST(resize=45).dimensions == {"image_size": 45, "in_channels": 1, "num_classes": 10}
+    assert synthetic.module(resize=45).dimensions == {"image_size": 45, "in_channels": 1, "num_classes": 10}
+
+
+@dataclass(kw_only=True)
+class Given(Source):
+    """Images of a user's own, as a test wants them."""
+
+    pixels: Any = field(default_factory=lambda: torch.zeros(6, 2, 8, 8, dtype=torch.uint8))
+    numbers: Any = field(default_factory=lambda: torch.arange(6) % 3)
+    channels: int = 2
+    classes = ("a", "b", "c")
+
+    def load(self, split: Split) -> Images | None:
+        return Images(self.pixels, self.numbers, {"pixels": "0"}) if split == "train" else None
+
+
+def test_a_source_without_parts_of_its_own_is_split() -> None:
+    data = DataModule(source=Given(), resize=8, val_size=0.25, test_size=2)
+    data.setup()
+    assert [len(data.indices[part]) for part in ("train", "val", "test")] == [3, 1, 2]
+    assert sorted(torch.cat(list(data.indices.values())).tolist()) == list(range(6))
+    assert data.dimensions == {"image_size": 8, "in_channels": 2, "num_classes": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pixels": torch.zeros(6, 2, 8, 8)}, "uint8"),
+        ({"pixels": torch.zeros(6, 8, 8, dtype=torch.uint8)}, "(N, 2, H, W)"),
+        ({"pixels": torch.zeros(6, 3, 8, 8, dtype=torch.uint8)}, "(N, 2, H, W)"),
+        ({"numbers": torch.arange(5) % 3}, "(6,) int64"),
+        ({"numbers": (torch.arange(6) % 3).int()}, "int64"),
+        ({"numbers": torch.arange(6)}, "labels must be 0 to 2, not 0 to 5"),
+        ({"numbers": torch.arange(6) % 3 - 1}, "not -1 to 1"),
+        ({"pixels": torch.zeros(0, 2, 8, 8, dtype=torch.uint8), "numbers": torch.arange(0)}, "there are none"),
+    ],
+)
+def test_what_a_source_gives_is_checked(options: dict[str, Any], said: str) -> None:
+    text = refusal(DataModule(source=Given(**options), resize=8, val_size=0).setup)
+    assert text.startswith("data._target_=Given: its train images: ")
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [({"val_size": 0.01}, "val_size=0.01"), ({"test_size": 0}, "test_size=0"), ({"normalize": "imagenet"}, "imagenet")],
+)
+def test_options_that_the_images_do_not_allow_are_named(options: dict[str, Any], key: str) -> None:
+    data = DataModule(source=Given(), resize=8, **{"val_size": 0, "test_size": 2} | options)
+    assert key in refusal(data.setup)
 
 
 CHANGES = {"flip": True, "shift": 2, "cutout": 8}
@@ -247,7 +298,7 @@ def test_augmentation_depends_only_on_seed_epoch_and_batch(tmp_path: Path) -> No
     for (epoch, batch), (images, _) in fit(tmp_path, 1, epochs=2).seen.items():
         stored = list(plain.loader("train", epoch))[batch][0]
         generator = torch.Generator().manual_seed(seed_at(5, AUGMENTATION, 0, epoch, batch))
-        assert torch.equal(images[:, 0], resize(augment(stored, generator, **CHANGES), 32).float() / 255)
+        assert torch.equal(images, resize(Augmentation(**CHANGES).of_bytes(stored, generator), 32).float() / 255)
 
 
 def test_workers_start_within_processes_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:

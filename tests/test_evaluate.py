@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import synthetic
 from conftest import Run, refusal, vggexp
-from synthetic import TEST, SyntheticMNIST
+from synthetic import TEST
 from vggexp.inference import load as networks
 from vggexp.inference.evaluate import evaluate
 
@@ -23,7 +24,7 @@ TRUST = {"allowed_packages": ["synthetic"]}
 
 def predictions(found: networks.Network) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of the test set, computed without `evaluate`."""
-    data = SyntheticMNIST(root=found.cfg.data.root, resize=32, batch_size=TEST, val_size=100)
+    data = synthetic.module(root=found.cfg.data.root, resize=32, batch_size=TEST, val_size=100)
     data.setup()
     images, labels = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     with torch.inference_mode():
@@ -75,7 +76,7 @@ def test_tables_match_the_predictions(trained: Run, tmp_path: Path) -> None:
     for true, guess in zip(labels, predicted, strict=True):
         matrix[true, guess] += 1
     header, *lines = rows(tmp_path / "confusion.csv")
-    assert header[1:] == [line[0] for line in lines] == list(SyntheticMNIST.source.classes)
+    assert header[1:] == [line[0] for line in lines] == list(synthetic.SOURCE.classes)
     assert torch.equal(torch.tensor([[int(x) for x in line[1:]] for line in lines]), matrix)
 
     for n, (name, *values) in enumerate(rows(tmp_path / "per_class.csv")[1:]):
@@ -111,7 +112,7 @@ def test_mistakes_are_shown_the_most_confident_first(
     assert len(images) == len(captions) == min(32, len(wrong)) > 0
     assert captions[0].startswith(f"bar {predicted[worst]} ")
     assert captions[0].endswith(f"is bar {labels[worst]}")
-    data = SyntheticMNIST(root=found.cfg.data.root, val_size=100)
+    data = synthetic.module(root=found.cfg.data.root, val_size=100)
     data.setup()
     assert torch.equal(images[0], data.sets["test"].tensors[0][worst])
 

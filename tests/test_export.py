@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnxruntime
@@ -19,12 +20,14 @@ from synthetic import FILES
 from vggexp.checkpoints import pretrained as weights
 from vggexp.config.instantiate import network
 from vggexp.data import idx
-from vggexp.data.resize import resize
+from vggexp.data.preparation import Preparation
+from vggexp.data.resize import prepared, resize
+from vggexp.data.source import Fit
 from vggexp.inference import export
 from vggexp.inference import load as networks
 from vggexp.runs import manifest
 
-PIXELS = idx.parse(FILES[idx.TEST_IMAGES])
+PIXELS = idx.parse(FILES[idx.TEST_IMAGES])[:, None]  # (N, 1, H, W)
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def found(trained: Run) -> networks.Network:
 
 
 def ready(pixels: np.ndarray) -> torch.Tensor:
-    return resize(torch.from_numpy(pixels.copy()), 32).unsqueeze(1).float().div(255)
+    return prepared(torch.from_numpy(pixels.copy()), 32)
 
 
 @pytest.mark.slow
@@ -44,7 +47,7 @@ def test_a_network_with_test_time_flip_is_exported_with_it(train: Callable[..., 
     export.export(found, tmp_path, ["onnx", "safetensors"])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": PIXELS[:5]})
-    (mirrored,) = session.run(["logits"], {"images": PIXELS[:5, :, ::-1]})
+    (mirrored,) = session.run(["logits"], {"images": PIXELS[:5, :, :, ::-1]})
     assert np.abs(logits - mirrored).max() < 1e-4
     assert "loaded 22 of 22" in weights.load(
         network(found.cfg.model.spec(), found.dimensions), str(tmp_path / "model.safetensors")
@@ -84,9 +87,34 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
     for about in abouts:
         assert json.loads(about["model"])["ratio"] == 16
         assert json.loads(about["classes"])[3] == "bar 3"
-        assert json.loads(about["input"]) == "N×28×28 uint8, 0 to 255, light on black"
+        assert json.loads(about["input"]) == "N×1×H×W uint8, any size, 0 to 255, light on black"
         assert (json.loads(about["run"]), json.loads(about["config_hash"])) == ("run", found.cfg.hash())
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fit", get_args(Fit))
+def test_raw_images_of_any_size_are_resized_and_normalized(
+    found: networks.Network, fit: Fit, channels: int, tmp_path: Path
+) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3, 2), torch.nn.Flatten(), torch.nn.Linear(900, 10))
+    ready = Preparation(32, fit, (28, 28), [0.3] * channels, [0.2] * channels)
+    raw = export._Raw(torch.nn.Sequential(ready.normalize, net), ready).eval()
+    sample = torch.randint(0, 256, (3, channels, 28, 28), dtype=torch.uint8)
+    export._onnx(found, raw, sample, tmp_path / "model.onnx")
+    export._torch(found, raw, sample, tmp_path / "model.pt2")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    program = torch.export.load(str(tmp_path / "model.pt2")).module()
+    assert f"N×{channels}×H×W" in json.loads(session.get_modelmeta().custom_metadata_map["input"])
+    for count in (1, 3):
+        for size in [(28, 28), (32, 32), (45, 61), (300, 200)]:
+            images = torch.randint(0, 256, (count, channels, *size), dtype=torch.uint8)
+            with torch.inference_mode():
+                expected = net(ready(resize(images, ready.side, fit)))  # first as predict does
+                assert (program(images) - expected).abs().max() <= 1e-4
+            (logits,) = session.run(["logits"], {"images": images.numpy()})
+            assert np.abs(logits - expected.numpy()).max() <= 1e-4
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synthetic import SyntheticMNIST
+import synthetic
 from vggexp.models import VGG, AlexNet
 from vggexp.models.cpu import compiler, fused
 from vggexp.models.cpu.fused import layer_by_layer
@@ -68,10 +68,7 @@ def test_evaluation_gives_the_logits_of_training(make: Callable[[], nn.Module], 
 
 def losses(net: nn.Module, lr: float, batch_size: int, steps: int = 40) -> list[float]:
     """The losses of training at 64 px, in the precision of the network's weights."""
-    import os
-
-    data = SyntheticMNIST(root=os.environ["VGGEXP_TEST_ROOT"], val_size=0, resize=64, batch_size=batch_size)
-    data.prepare_data()
+    data = synthetic.module(val_size=0, resize=64, batch_size=batch_size)
     data.setup()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     found: list[float] = []

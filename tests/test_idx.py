@@ -117,7 +117,8 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path, system: idx.IDXSe
         obtain(tmp_path, root=tmp_path / "nowhere")
     (tmp_path / "cache").write_text("a file, not a folder")
     with pytest.raises(UserError, match=r"data\.cache_dir=.*can be written"):
-        idx.obtain(system, cache_dir=str(tmp_path / "cache"), fill=True)
+        obtain(tmp_path)
+    assert obtain(tmp_path, system) == synthetic.FILES  # which the cache is not needed for
 
 
 class Mirrors:
@@ -212,8 +213,9 @@ def test_idx_headers_are_checked() -> None:
 def test_the_data_command_fetches_and_trains_nothing(tmp_path: Path) -> None:
     done = vggexp("data", *TINY, f"data.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "4 files verified" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert "cache          cache " in done.stdout
+    assert set(synthetic.FILES) <= {path.name for path in (tmp_path / "cache" / "synthetic").iterdir()}
+    assert {path.name.split()[0] for path in (tmp_path / "outputs").rglob("*")} == {"data", "SyntheticMNIST"}
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ from conftest import QUICK, TINY, Run, configure, refusal, started, vggexp
 from processes import environment, server
 from vggexp.checkpoints import file as checkpoint
 from vggexp.config.instantiate import datamodule, network
+from vggexp.data import DataModule, FashionMNIST
+from vggexp.data.preparation import Preparation
 from vggexp.inspection import base, callbacks, distributions, figures, loggers, pictures, projection
 from vggexp.inspection.loggers import Board
 from vggexp.inspection.predictions import Predictions
@@ -215,10 +217,13 @@ def test_where_it_looks_is_gradient_times_activation(pooled: bool, tmp_path: Pat
         net[0].weight.fill_(1.0)
         net[0].bias.fill_(0.5)
     labels = torch.arange(10)
-    test = TensorDataset(torch.full((10, 8, 8), 100, dtype=torch.uint8), labels)
+    test = TensorDataset(torch.full((10, 1, 8, 8), 100, dtype=torch.uint8), labels)
     trainer: Any = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
     module: Any = SimpleNamespace(net=net)
-    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(sets={"test": test}, resize=8))
+    data = DataModule(source=FashionMNIST(), resize=8)
+    data.sets, data.indices = {"test": test}, {"test": labels}
+    data.preparation = Preparation(8, "pad", (8, 8))
+    module.trainer = SimpleNamespace(datamodule=data)
     pictures.GradCAM(Shown(), configure("inspect.times=1"), tmp_path).on_train_epoch_end(trainer, module)
     sheet = found["where_it_looks/predicted_class"]
     plain, upper, lower = sheet[10, 10], sheet[:36, 98:194], sheet[60:96, 98:194]
@@ -377,9 +382,20 @@ def test_all_processes_predictions_are_joined(monkeypatch: pytest.MonkeyPatch) -
     assert labels.tolist() == [1, 1, 1, 0, 0]
 
 
+def test_a_thousand_classes_have_a_confusion_matrix_of_usual_size() -> None:
+    names = [f"class {n}" for n in range(1000)]
+    assert max(figures.pixels(figures.confusion, torch.eye(1000, dtype=torch.int64), names).shape) < 5000
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_channels_are_shown(channels: int) -> None:
+    images = torch.randint(0, 256, (3, channels, 9, 7), dtype=torch.uint8)
+    assert figures.pixels(figures.gallery, images, [""] * 3, "").shape[2] == 3
+
+
 @pytest.mark.parametrize("count", [1, 8, 9])
 def test_a_gallery_shows_all_its_images(tmp_path: Path, count: int) -> None:
-    figures.gallery(torch.full((count, 4, 4), 128, dtype=torch.uint8), [""] * count, "", tmp_path / "all.png")
+    figures.gallery(torch.full((count, 1, 4, 4), 128, dtype=torch.uint8), [""] * count, "", tmp_path / "all.png")
     red = matplotlib.image.imread(tmp_path / "all.png")[:, :, 0]
     shown = (abs(red - 128 / 255) < 0.01).sum()
     assert shown / (1.5 * 120) ** 2 == pytest.approx(count, rel=0.05)

@@ -147,3 +147,32 @@ def test_classes_named_by_a_checkpoint_must_be_allowed_by_the_caller(copy: Path)
 
 def test_a_url_is_refused() -> None:
     assert "download" in refusal(lambda: checkpoint.read(Path("https://example.org/x.ckpt"), "run"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"size": size} for size in ("x", 0, True, 64)),
+        *(
+            {"mean": [float("nan")], "std": [1.0]},
+            {"mean": [0.5], "std": [float("inf")]},
+            {"mean": [0.5], "std": [0.0]},
+        ),
+        *({"stored": [20000, 20000]}, {"stored": [28]}, {"fit": "x"}, {"mean": [0.5]}, {"more": 1}),
+    ],
+)
+def test_how_images_are_prepared_is_checked(change: dict[str, object], trained: Run, tmp_path: Path) -> None:
+    content = checkpoint.read(trained.folder / "checkpoints" / "best.ckpt", "run")
+    content["preparation"] |= change
+    if "more" in change:
+        content["preparation"] = ["size"]
+    checkpoint.write(content, tmp_path / "other.ckpt")
+    text = refusal(lambda: networks.load(str(tmp_path / "other.ckpt"), TRUST))
+    assert "prepare" in text
+
+
+def test_a_place_in_the_data_under_an_older_name_is_found(trained: Run, tmp_path: Path) -> None:
+    content = checkpoint.read(trained.folder / "checkpoints" / "last.ckpt", "run")
+    content["FashionMNIST"] = {"position": content.pop("DataModule")["position"]}
+    checkpoint.write(content, tmp_path / "older.ckpt")
+    assert checkpoint.read(tmp_path / "older.ckpt", "run")["DataModule"] == content["FashionMNIST"]

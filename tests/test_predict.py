@@ -9,6 +9,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ from conftest import Run, refusal, vggexp
 from synthetic import FILES, encode
 from vggexp.data import idx
 from vggexp.data import pictures as images
-from vggexp.data.resize import resize
+from vggexp.data.resize import prepared
 from vggexp.inference import load as networks
 from vggexp.inference.predict import predict
 
 PIXELS = idx.parse(FILES[idx.TEST_IMAGES])
+GRAY = images.Form(1, 28, "pad")
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +40,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(*paths: Path, invert: bool = False) -> np.ndarray:
     refused: list[tuple[Path, str]] = []
-    found = [image for _, image in images.read(paths, invert, lambda *fault: refused.append(fault))]
+    form = replace(GRAY, invert=invert)
+    found = [image for _, image in images.read(paths, form, lambda *fault: refused.append(fault))]
     assert refused == []
-    return np.stack(found)
+    assert all(image.shape[0] == 1 for image in found)
+    return np.concatenate(found)
 
 
 def by_hand(run: Run, pixels: np.ndarray) -> torch.Tensor:
     found = networks.load(str(run.folder), {"allowed_packages": ["synthetic"]})
     with torch.inference_mode():
-        return found.module(resize(torch.from_numpy(pixels.copy()), 32).unsqueeze(1).float().div(255)).softmax(1)
+        return found.module(prepared(torch.from_numpy(pixels.copy()).unsqueeze(1), 32)).softmax(1)
 
 
 @pytest.mark.slow
@@ -149,12 +153,12 @@ def refusals(*paths: Path) -> tuple[list[str], dict[str, str], list[str]]:
     refused: dict[str, str] = {}
     notes: list[str] = []
     read = images.read(
-        paths, False, lambda path, text: refused.update({path.name: text}), lambda path, text: notes.append(text)
+        paths, GRAY, lambda path, text: refused.update({path.name: text}), lambda path, text: notes.append(text)
     )
     return [Path(name).name for name, _ in read], refused, notes
 
 
-@pytest.mark.parametrize("suffix", ["webp", "tif", "bmp", "gif", "avif", "jp2", "jpg"])
+@pytest.mark.parametrize("suffix", ["webp", "tif", "bmp", "gif", "avif", "jp2", "jpg", "ppm"])
 def test_what_pillow_opens_is_read(suffix: str, tmp_path: Path) -> None:
     block = np.zeros((60, 60), dtype=np.uint8)
     block[:30] = 200
@@ -234,8 +238,8 @@ def test_a_pipe_is_read_once_and_patterns_go_deeper(tmp_path: Path, monkeypatch:
 
 
 def test_a_light_border_looks_inverted() -> None:
-    assert not any(map(images.looks_inverted, PIXELS[:50]))
-    assert all(images.looks_inverted(255 - image) for image in PIXELS[:50])
+    assert not any(map(images.looks_inverted, PIXELS[:50, None]))
+    assert all(images.looks_inverted(255 - image) for image in PIXELS[:50, None])
 
 
 @pytest.mark.slow
@@ -262,7 +266,7 @@ def test_pictures_are_read_one_batch_at_a_time(trained: Run) -> None:
         nonlocal taken
         for n in range(1000):
             taken += 1
-            yield str(n), PIXELS[n % 100]
+            yield str(n), PIXELS[n % 100][None]
 
     found = networks.load(str(trained.folder), {"allowed_packages": ["synthetic"]})
     answers = predict(found, stream(), batch_size=8, device=torch.device("cpu"))
@@ -301,7 +305,7 @@ def test_what_a_pattern_or_a_link_leads_to(tmp_path: Path) -> None:
     (tmp_path / "dead.png").symlink_to(tmp_path / "nothing.png")
     assert "no such file" in refusal(lambda: images.files(f"{tmp_path}/pict*"))
     refused: list[str] = []
-    found = list(images.read(images.files(f"{tmp_path}/dead.png"), False, lambda path, why: refused.append(why)))
+    found = list(images.read(images.files(f"{tmp_path}/dead.png"), GRAY, lambda path, why: refused.append(why)))
     assert (found, len(refused)) == ([], 1)
 
 
@@ -309,8 +313,38 @@ def test_floating_point_pictures_go_from_black_to_white(tmp_path: Path) -> None:
     values = np.linspace(0, 1, 28 * 28, dtype=np.float32).reshape(28, 28)
     for name, array in (("one.tif", values), ("bytes.tif", values * 255)):
         Image.fromarray(array).save(tmp_path / name)
-        ((_, image),) = images.read([tmp_path / name], False, lambda path, why: pytest.fail(why))
+        ((_, image),) = images.read([tmp_path / name], GRAY, lambda path, why: pytest.fail(why))
         assert np.abs(image - values * 255).max() <= 1
     Image.fromarray(np.full((28, 28), 2**20, np.int32)).save(tmp_path / "i.tif")
-    ((_, image),) = images.read([tmp_path / "i.tif"], False, lambda path, why: pytest.fail(why))
+    ((_, image),) = images.read([tmp_path / "i.tif"], GRAY, lambda path, why: pytest.fail(why))
     assert image.min() == 255
+
+
+def test_a_form_says_channels_size_and_how_pictures_become_square(tmp_path: Path) -> None:
+    shades = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    Image.fromarray(shades).save(tmp_path / "a.png")
+    (tmp_path / "idx").write_bytes(encode(PIXELS[:1]))
+
+    def shown(name: str, form: images.Form) -> np.ndarray:
+        ((_, image),) = images.read([tmp_path / name], form, lambda path, why: pytest.fail(why))
+        return image
+
+    planes = shades.transpose(2, 0, 1)
+    assert np.array_equal(shown("a.png", images.Form(3, None, "pad")), planes)
+    assert np.array_equal(shown("a.png", images.Form(3, None, "pad", invert=True)), 255 - planes)
+    assert np.array_equal(shown("a.png", images.Form(3, 20, "crop")), planes[:, 5:25])
+    padded = shown("a.png", images.Form(3, 30, "pad"))
+    assert np.array_equal(padded[:, :, 5:25], planes)
+    assert not padded[:, :, :5].any()
+    assert not padded[:, :, 25:].any()
+    assert shown("a.png", images.Form(1, 9, "stretch")).shape == (1, 9, 9)
+    assert np.array_equal(shown("idx", images.Form(3, 28, "stretch")), np.stack([PIXELS[0]] * 3))
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, side in (("a.png", 50), ("b.png", 20)):
+        Image.new("L", (side, side)).save(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    named, refused, _ = refusals(tmp_path / "a.png", tmp_path / "b.png")
+    assert (named, list(refused)) == (["b.png"], ["a.png"])
+    assert "2500 pixels" in refused["a.png"]

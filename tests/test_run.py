@@ -16,8 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import synthetic
 from conftest import QUICK, Run, configure, refusal, started, vggexp
-from synthetic import TEST, SyntheticMNIST
+from synthetic import TEST
 from vggexp.config.instantiate import network
 from vggexp.errors import UserError
 from vggexp.inference.load import load
@@ -79,7 +80,7 @@ def test_tensorboard_shows_the_same_values_and_a_row_of_hparams(trained: Run) ->
 def score(checkpoint: Path, done: Run) -> tuple[float, float]:
     """Test accuracy and loss of a checkpoint, computed without Lightning."""
     module = load(str(checkpoint), {"allowed_packages": ["synthetic"]}).module
-    data = SyntheticMNIST(root=done.cfg.data.root, resize=32, batch_size=TEST, val_size=100)
+    data = synthetic.module(root=done.cfg.data.root, resize=32, batch_size=TEST, val_size=100)
     data.setup()
     images, labels = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     with torch.no_grad():

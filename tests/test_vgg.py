@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggexp.data import FashionMNIST
+from vggexp.data import DataModule, FashionMNIST
 from vggexp.models import VGG
 from vggexp.models.architecture import KERNELS
 
@@ -162,7 +162,7 @@ def test_every_network_learns_as_configured(arch: str, real_cache: str) -> None:
     size = 96 if arch == "alexnet" else 32
     cfg = configure(f"model={arch}", "model.ratio=16", f"data.resize={size}", f"data.cache_dir={real_cache}")
     torch.manual_seed(0)
-    data = FashionMNIST(cache_dir=real_cache, resize=size)
+    data = DataModule(source=FashionMNIST(cache_dir=real_cache), resize=size)
     data.setup()
     net = network(cfg.model.spec(), data.dimensions).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), lr=cfg.optimizer.lr, fused=True)

@@ -94,6 +94,8 @@ def read(path: Path, key: str) -> dict[str, Any]:
         content = _read_safetensors(path, label) if safe else archive.read(path, 0 if problem else TRAILER)
         if problem and content.keys() >= OURS:
             raise UserError(f"{label}: has lost the checksum at its end, so it was cut or altered; use an intact file")
+        for name in [name for name, state in content.items() if isinstance(state, dict) and {*state} == {"position"}]:
+            content["DataModule"] = content.pop(name)  # which each data set once had under a name of its own
     except archive.Refused as error:
         raise UserError(f"{label}: {error}") from error
     except OSError as error:

@@ -4,12 +4,12 @@ Writes a finished network in forms that other programs read.
 
   run       a run folder, a checkpoint file, or last: the newest run under outputs/
   formats   of onnx, torch and safetensors, those wanted, between commas (default: all)
-  input     raw: (N, 28, 28) uint8 images, the resize is part of the network (default);
-            tensor: (N, 1, S, S) float32 images in [0, 1], already of the network's size
+  input     raw: (N, C, H, W) uint8 images of any size, the resize is part of the network (default);
+            tensor: (N, C, S, S) float32 images in [0, 1], already of the network's size
   output    a folder (default: export/ in the run's folder)
   data.*    where the data lie now, e.g. data.root=FOLDER
 
-All give logits, (N, 10), for any N. model.onnx runs in onnxruntime, model.pt2 in torch.export, model.safetensors holds
+All give logits, (N, K), for any N. model.onnx runs in onnxruntime, model.pt2 in torch.export, model.safetensors holds
 the bare weights, with the model's config in its metadata. The ONNX file is run on test images and is only kept if its
 logits are within 1e-4 of the network's.
 """
@@ -42,7 +42,7 @@ def main(args: list[str]) -> int:
     given, overrides = options.parse(Export, args, load.OVERRIDABLE)
     network = load.load(given.run, overrides)
     folder = given.output or network.folder / layout.EXPORT
-    from vggexp.inference.export import FILES, TEST_IMAGES, export
+    from vggexp.inference.export import FILES, export
 
     try:
         with files.writing(folder, f"output={folder}"):
@@ -53,6 +53,6 @@ def main(args: list[str]) -> int:
         [path := folder / FILES[name], f"{path.stat().st_size / 2**20:.1f} MiB", f"{difference:.1e}"]
         for name, difference in differences.items()
     ]
-    header = ("file", "size", f"largest difference of the logits of {TEST_IMAGES} test images")
+    header = ("file", "size", "largest difference of the logits of test images")
     terminal.console().print(terminal.table(header, rows))
     return 0

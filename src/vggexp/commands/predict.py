@@ -1,10 +1,10 @@
 """vggexp predict run=PATH input=FILES [KEY=VALUE ...]
 
-Names what pictures show.
+Names what pictures show: the five most probable classes of each.
 
   run         a run folder, a checkpoint file, or last: the newest run under outputs/
-  input       pictures of any size (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000), a folder of them, or an IDX file;
-              several between commas, a pattern such as photos/**/*.jpg, or - for one from standard input
+  input       pictures of any size (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM), a folder of them, or an IDX
+              file; several between commas, a pattern such as photos/**/*.jpg, or - for one from standard input
   invert      true for dark things on light ground (default: false). Fashion-MNIST shows light things on black, and a
               photograph on a white wall is nothing that the network has ever seen.
   format      table, csv or json (default: table, or what the ending of output says)
@@ -12,9 +12,10 @@ Names what pictures show.
   batch_size  pictures at a time (default: 256)
   device      auto, cpu, cuda or mps (default: auto)
 
-Colors become gray by their luma; a picture that is not square is padded with black, and every picture is brought to
-28×28 pixels, as the training images, before it is enlarged for the network. A file that cannot be read is named and
-left out; the exit code is then 1.
+Pictures are made like the images that the network was trained on: gray or colored, of their size, and square as
+data.fit says. For Fashion-MNIST, colors become gray by their luma, and a picture is padded with black and brought to
+28×28 pixels before it is enlarged for the network. A file that cannot be read is named and left out; the exit code is
+then 1.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vggexp.inference.predict import Prediction
 
 Format = Literal["table", "csv", "json"]
+TOP = 5  # classes that are listed of each picture, the most probable first
 
 
 class Predict(options.Options):
@@ -78,12 +80,17 @@ def main(args: list[str]) -> int:
     device = hardware.device(given.device)
     if given.device not in ("auto", device.type):
         raise UserError(f"device={given.device}: is not available here; set device=auto")
-    images = pictures.read(track(paths, "reading", console=console, disable=hidden), given.invert, refuse, note)
+    ready, channels = network.preparation, network.dimensions["in_channels"]
+    if channels not in (1, 3):
+        raise UserError(f"run={given.run}: its network takes {channels} channels; predict reads pictures of 1 or 3")
+    prepared = pictures.Form(3 if channels == 3 else 1, ready.side, ready.fit, given.invert)
+    on_black = channels == 1 and network.cfg.data.target != "vggexp.data.Folder" and not given.invert
+    images = pictures.read(track(paths, "reading", console=console, disable=hidden), prepared, refuse, note)
     light: list[str] = []
 
     def seen() -> Iterator[tuple[str, np.ndarray]]:
         for name, image in images:
-            light.extend([name] if not given.invert and pictures.looks_inverted(image) else [])
+            light.extend([name] if on_black and pictures.looks_inverted(image) else [])
             yield os.fsencode(name).decode("utf-8", "backslashreplace"), image
 
     predictions = predict(network, seen(), given.batch_size, device)
@@ -106,21 +113,26 @@ def main(args: list[str]) -> int:
 
 def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: Format, file: IO[str]) -> None:
     ranked = ((name, row, sorted(range(len(row)), key=row.__getitem__, reverse=True)) for name, row in predictions)
+    top = min(TOP, len(classes))
     if form == "csv":
         writer = csv.writer(file)
         named = list(map(text.cell, classes))
-        writer.writerow(["file", "class", "probability", *named])
-        writer.writerows([text.cell(name), named[best[0]], row[best[0]], *row] for name, row, best in ranked)
+        numbers = ["", *(f"_{n}" for n in range(2, top + 1))]
+        writer.writerow(["file", *(f"{word}{n}" for n in numbers for word in ("class", "probability")), *named])
+        for name, row, best in ranked:
+            writer.writerow([text.cell(name), *(each for n in best[:top] for each in (named[n], row[n])), *row])
     elif form == "json":
         found = []
         for name, row, best in ranked:
-            line = {"file": name, "class": classes[best[0]], "probability": row[best[0]]}
-            found.append(line | {"probabilities": dict(zip(classes, row, strict=True))})
+            top_five = [{"class": classes[n], "probability": row[n]} for n in best[:top]]
+            probabilities = dict(zip(classes, row, strict=True))
+            found.append({"file": name, **top_five[0], "top": top_five, "probabilities": probabilities})
         file.write(json.dumps(found, indent=1) + "\n")
     else:
         rows = [
-            [name, classes[best[0]], f"{row[best[0]]:.1%}", *(f"{classes[n]} {row[n]:.1%}" for n in best[1:3])]
+            [name, classes[best[0]], f"{row[best[0]]:.1%}", *(f"{classes[n]} {row[n]:.1%}" for n in best[1:top])]
             for name, row, best in ranked
         ]
-        table = terminal.table(("file", "class", "probability", "next", "after"), rows, left=2)
+        names = ("file", "class", "probability", "second", "third", "fourth", "fifth")
+        table = terminal.table(names[: top + 2], rows, left=2)
         terminal.console(file=file).print(table)

@@ -3,9 +3,10 @@
 Nothing heavy is imported here, so that a mistake is reported before torch is loaded.
 """
 
+import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vggexp.models import architecture
 
@@ -53,7 +54,8 @@ class Component(Section):
 class Model(Component):
     """Any network. Its image size, channels and classes are those of the data."""
 
-    weights: str | None = None  # a file to start from; not an argument of the network
+    weights: str | None = None  # a file to start from
+    freeze: Literal["none", "features"] = "none"  # what is not trained
 
     @property
     def smallest_image(self) -> int:
@@ -98,20 +100,54 @@ class AlexNet(Model):
         return architecture.ALEXNET_SMALLEST
 
 
+def _check_size(size: int | float) -> int | float:
+    if not (size >= 0 if isinstance(size, int) else 0 < size < 1):
+        raise ValueError(f"={size}: must be a number of images, or a share of them between 0 and 1")
+    return size
+
+
+Size = Annotated[int | float, AfterValidator(_check_size)]
+"""A number of images (an integer) or a share of them (a float)."""
+
+
 class Data(Component):
     """What every data set takes."""
 
     root: str | None
     cache_dir: str | None
-    resize: int = Field(ge=28)
+    resize: int = Field(ge=1, le=10_000)
+    fit: Literal["stretch", "crop", "pad"] = "pad"
+    normalize: Literal["none", "imagenet", "dataset"] = "none"
     batch_size: int = Field(ge=1)
-    val_size: int = Field(ge=0)
+    val_size: Size
+    test_size: Size = 0.2
     train_size: Annotated[int, Field(ge=1)] | None
     num_workers: int = Field(ge=0)
     test_each_epoch: bool
     flip: bool = False
-    shift: int = Field(ge=0, le=14, default=0)
-    cutout: int = Field(ge=0, le=28, default=0)
+    shift: int = Field(ge=0, le=1000, default=0)
+    cutout: int = Field(ge=0, le=1000, default=0)
+    rotate: float = Field(ge=0, le=180, default=0.0)
+    resized_crop: Annotated[float, Field(ge=0.01, le=1)] | None = None
+    color_jitter: Fraction = 0.0
+    mixup: float = Field(ge=0, le=100, default=0.0)
+    cutmix: float = Field(ge=0, le=100, default=0.0)
+
+    @property
+    def largest_size(self) -> int:
+        """Pixels on a side at which pictures are stored; a square crop of the smallest share then has `resize`."""
+        return min(10_000, math.ceil(self.resize / (self.resized_crop or 1) ** 0.5))
+
+
+class TorchvisionSet(Data):
+    dataset: Literal["MNIST", "KMNIST", "CIFAR10", "CIFAR100"]
+
+
+class Folder(Data):
+    channels: Literal[1, 3]
+    store_size: Annotated[int, Field(ge=1, le=10_000)] | None
+    skip_bad: bool
+    verify: Literal["stat", "full"]
 
 
 class Optimizer(Component):
@@ -188,6 +224,8 @@ SCHEMAS: dict[str, type[Component]] = {
     "vggexp.models.VGG": VGG,
     "vggexp.models.AlexNet": AlexNet,
     "vggexp.data.FashionMNIST": Data,
+    "vggexp.data.Folder": Folder,
+    "vggexp.data.TorchvisionSet": TorchvisionSet,
     "torch.optim.Adam": Adam,
     "torch.optim.AdamW": Adam,
     "torch.optim.SGD": SGD,

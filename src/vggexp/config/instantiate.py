@@ -3,14 +3,17 @@
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning import LightningDataModule
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from vggexp.config.components import ALLOWED
+from vggexp.config.components import ALLOWED, Data, Model
 from vggexp.config.schema import Config
+from vggexp.data.source import Source
+
+if TYPE_CHECKING:
+    from vggexp.data import DataModule
 from vggexp.errors import UserError
 
 SCHEDULES = "vggexp.training.schedules"
@@ -54,10 +57,15 @@ def construct(kind: type, spec: Mapping[str, Any], *args: Any, **extra: Any) -> 
 
 def network(model: Mapping[str, Any], dimensions: Mapping[str, int]) -> Any:
     """The network of a model config."""
-    options = {key: value for key, value in model.items() if key != "weights"}  # a file to load, not an argument
-    return construct(nn.Module, options, **dimensions)
+    aside = Model.model_fields.keys() - {"target"}  # what is done with a network, not an argument of it
+    return construct(nn.Module, {key: value for key, value in model.items() if key not in aside}, **dimensions)
 
 
-def datamodule(cfg: Config) -> Any:
-    """The data of a run."""
-    return construct(LightningDataModule, cfg.data.spec(), seed=cfg.seed)
+def datamodule(cfg: Config) -> "DataModule":
+    """The data of a run: what all data sets have in common goes to the module, everything else to the source."""
+    from vggexp.data import DataModule
+
+    spec, data = cfg.data.spec(), cfg.data
+    common = {key: spec.pop(key) for key in Data.model_fields if key in spec.keys() - Source.__dataclass_fields__}
+    source = construct(Source, spec, size=data.largest_size)
+    return DataModule(source=source, **common, seed=cfg.seed)

@@ -128,7 +128,8 @@ def explain(error: ValidationError, values: dict[Any, Any], schema: type[BaseMod
     if fault["type"] == "missing":
         return f"{key}: missing; put it back, or choose its group's default"
     if fault["type"] == "value_error":
-        return (f"{key}." if key else "") + str(fault["ctx"]["error"])  # begins with the rest of the key
+        rest = str(fault["ctx"]["error"])  # begins with the rest of the key, or with its value
+        return key + ("." if key and not rest.startswith("=") else "") + rest
     texts = list(dict.fromkeys(re.sub(r"^\w+ should ", "", f["msg"]) for f in same))
     text = " or ".join([texts[0], *(each.removeprefix("be ") for each in texts[1:])])
     hint = _hint(key, value)

@@ -21,6 +21,7 @@ class Step(Section):
     """What happens in a step beside the network."""
 
     label_smoothing: components.Fraction = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
     test_time_flip: bool = False
 
 
@@ -164,7 +165,7 @@ class Config(Section):
         if resize < smallest:
             raise ValueError(f"data.resize={resize}: too small for this network; set data.resize={smallest} or more")
         if trainer.early_stopping.patience is not None and self.data.val_size == 0:
-            nothing = "data.val_size=0 leaves no validation set; set data.val_size=5000"
+            nothing = "data.val_size=0 leaves no validation set; set data.val_size to more"
             raise ValueError(f"trainer.early_stopping.patience: watches val/acc, and {nothing}")
         clips = trainer.gradient_clip_val is not None
         if clips and trainer.precision == "16-mixed" and getattr(self.optimizer, "fused", False):

@@ -1,22 +1,30 @@
 """Which images come, in which order, at which size? The data know no network.
 
-- `datamodule`: splits, order, batches, and how far training has come
+- `source`: what a data set is; `fashion_mnist`, `torchvision_sets` and `folder` are some
 - `idx`: finds and verifies the files of Fashion-MNIST and sets like it
-- `resize`, `augment`: what happens to a batch on the device
-- `pictures`: other pictures, made like those of the set
+- `pictures`, `store`, `pixels`: decode pictures, keep what was decoded, and the files of that
+- `datamodule`: splits, order, batches, and how far training has come
+- `augment`, `resize`, `preparation`: what happens to a batch on the device
+- `survey`: what is in a data set, and the set as a folder of pictures
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggexp.data.datamodule import FashionMNIST
+    from vggexp.data.datamodule import DataModule
+    from vggexp.data.fashion_mnist import FashionMNIST
+    from vggexp.data.folder import Folder
+    from vggexp.data.source import Images, Source
+    from vggexp.data.torchvision_sets import TorchvisionSet
 
-__all__ = ["FashionMNIST"]
+_HOMES = {"DataModule": "datamodule", "FashionMNIST": "fashion_mnist", "Folder": "folder"}
+_HOMES |= {"Images": "source", "Source": "source", "TorchvisionSet": "torchvision_sets"}
+__all__ = ["DataModule", "FashionMNIST", "Folder", "Images", "Source", "TorchvisionSet"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads Lightning only when the data module is asked for; `vggexp data` does without."""
-    if name in __all__:
-        return getattr(import_module("vggexp.data.datamodule"), name)
+    """Imports what is asked for, for torch and Lightning take their time."""
+    if name in _HOMES:
+        return getattr(import_module(f"vggexp.data.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,13 @@
 """The LightningDataModule: splits, batches in an order that depends on the seed and the epoch alone, and resizing.
 
-N images of a batch, H = W = 28 pixels as stored, S = `resize` pixels as the network gets them.
+N images of a batch, C channels, H×W pixels as stored, S = `resize` pixels as the network gets them.
 """
 
 import multiprocessing
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import vggexp.system.torchmetrics  # noqa: F401
 
@@ -14,17 +15,19 @@ import vggexp.system.torchmetrics  # noqa: F401
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from vggexp.data import idx
-from vggexp.data.augment import augment
-from vggexp.data.resize import prepared
+from vggexp.data.augment import Augmentation
+from vggexp.data.preparation import IMAGENET, Normalize, Preparation, statistics
+from vggexp.data.source import Images, Source, Split, distinct, fault_of, identity, overlaps
 from vggexp.errors import UserError
-from vggexp.system.seeds import AUGMENTATION, seed_at
+from vggexp.system import terminal
+from vggexp.system.seeds import AUGMENTATION, TRANSFORMS, seed_at
 from vggexp.system.signals import blocked
 
-Stage = Literal["train", "val", "test"]
+LARGEST_ON_GPU = 2**30  # bytes of a set that is kept on the GPU
 
 
 @dataclass(eq=False)
@@ -89,32 +92,38 @@ def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FashionMNIST(L.LightningDataModule):
-    """Batches of ((N, 1, S, S) float32 images in [0, 1], (N,) int64 labels).
+class DataModule(L.LightningDataModule):
+    """Batches of ((N, C, S, S) float32 images, (N,) int64 labels) from any source.
 
-    A subclass with its own `source` is another set of this form. The arguments are a seed and the keys of `conf/data`.
+    The arguments are a source, a seed, and the keys of `conf/data` that all sources have in common.
     """
 
-    source: ClassVar[idx.IDXSet] = idx.FASHION_MNIST
-
-    root: str | None = None  # for this and `cache_dir`, see `vggexp.data.idx.obtain`
-    cache_dir: str | None = None
-    resize: int = 224  # S, at least the stored size
+    source: Source
+    resize: int = 224  # S
+    normalize: Normalize = "none"  # by which mean and deviation of each channel
     batch_size: int = 128  # images per optimizer step, over all processes together
-    val_size: int = 5000  # images taken out of the training set for validation, stratified, chosen by the seed
+    val_size: int | float = 5000  # images, or their share, that validate where the source has none for that; 0: none do
+    test_size: int | float = 0.2  # the same for the test; both are taken out of the training images, stratified
     train_size: int | None = None  # use only this many of the rest, stratified; None: all
     num_workers: int = 0  # processes that load batches; their number does not change the order
     test_each_epoch: bool = False  # the test set replaces the validation set
-    flip: bool = False  # this, `shift` and `cutout` change training images, see `vggexp.data.augment.augment`
+    flip: bool = False  # this and the next change training images, see `Augmentation`
     shift: int = 0
     cutout: int = 0
-    seed: int = 0  # of the order and of the split
+    rotate: float = 0.0
+    resized_crop: float | None = None
+    color_jitter: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    seed: int = 0  # of the order and of the splits
 
     def __post_init__(self) -> None:
         super().__init__()
         if self.test_each_epoch and self.val_size:
             raise UserError(f"data.test_each_epoch=true: excludes data.val_size={self.val_size}; set data.val_size=0")
-        self.sets: dict[str, TensorDataset] = {}
+        self.augmentation = Augmentation(**{each.name: getattr(self, each.name) for each in fields(Augmentation)})
+        self.sets: dict[Split, TensorDataset] = {}
+        self.indices: dict[Split, Tensor] = {}
         self._start = (0, 0)
         self._batches: Batches | None = None
 
@@ -126,7 +135,18 @@ class FashionMNIST(L.LightningDataModule):
     @property
     def dimensions(self) -> dict[str, int]:
         """The network's ends: pixels of its input, channels and classes."""
-        return {"image_size": self.resize, "in_channels": 1, "num_classes": len(self.classes)}
+        ends = {"in_channels": self.source.channels, "num_classes": len(self.classes)}
+        return {"image_size": self.resize, **ends}
+
+    @cached_property
+    def preparation(self) -> Preparation:
+        """How a batch becomes the network's input; a trained network brings its own."""
+        self.setup()
+        pixels = self.parts["train"].pixels
+        mean, std = IMAGENET[pixels.shape[1]] if self.normalize == "imagenet" else ((), ())
+        if self.normalize == "dataset":
+            mean, std = statistics(pixels, self.indices["train"])  # type: ignore[assignment]
+        return Preparation(self.resize, self.source.fit, pixels.shape[2:], mean, std)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -136,47 +156,99 @@ class FashionMNIST(L.LightningDataModule):
         return max(position, (self.trainer.current_epoch, 0)) if self.trainer else position
 
     @property
-    def validates(self) -> Stage | None:
+    def validates(self) -> Split | None:
         """What is scored after each epoch."""
-        return "test" if self.test_each_epoch else "val" if self.val_size else None
-
-    def prepare_data(self) -> None:
-        """Fills the cache, in one process per machine."""
-        idx.obtain(self.source, self.root, self.cache_dir)
+        return "test" if self.test_each_epoch else "val" if len(self.indices["val"]) else None
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the set once, onto the training device unless workers load the batches."""
+        """Loads the set once."""
         if self.sets:
             return
-        files = idx.obtain(self.source, self.root, self.cache_dir)
-        arrays = {name: torch.from_numpy(idx.parse(content).copy()) for name, content in files.items()}
-        labels = arrays[idx.TRAIN_LABELS].long()
-        if self.val_size >= len(labels):
-            raise UserError(f"data.val_size={self.val_size}: the training set holds {len(labels)} images; use fewer")
-        train, val = split(labels, self.val_size, self.seed)
+        train = self._part("train")
+        if train is None:
+            raise UserError(
+                f"data._target_={type(self.source).__name__}: load('train') returned None; return the training images"
+            )
+        parts: dict[Split, Images] = {"train": train}
+        rest = torch.arange(len(train.labels))
+        for name in ("test", "val"):
+            part = self._part(name) if name == "test" or self.val_size else None
+            if part is None:
+                rest, self.indices[name] = self._taken(name, train.labels, rest)
+            else:
+                self.indices[name] = torch.arange(len(part.labels))
+            parts[name] = part or train
         if self.train_size is not None:
-            if self.train_size > len(train):
-                raise UserError(f"data.train_size={self.train_size}: only {len(train)} images are left; use fewer")
-            train = train[split(labels[train], self.train_size, self.seed)[1]]
-        self.indices = {"train": train, "val": val, "test": torch.arange(len(arrays[idx.TEST_LABELS]))}
-        fit = TensorDataset(arrays[idx.TRAIN_IMAGES].to(self._device), labels.to(self._device))
-        held_out = (arrays[idx.TEST_IMAGES].to(self._device), arrays[idx.TEST_LABELS].long().to(self._device))
-        self.sets = {"train": fit, "val": fit, "test": TensorDataset(*held_out)}
+            if self.train_size > len(rest):
+                raise UserError(f"data.train_size={self.train_size}: only {len(rest)} images are left; use fewer")
+            rest = rest[split(train.labels[rest], self.train_size, self.seed)[1]]
+        self.indices["train"] = rest
+        self.parts = parts
+        self._check()
+        self.identity = identity(parts, self.classes)
+        made = {id(part): TensorDataset(part.pixels, part.labels) for part in parts.values()}
+        self.sets = {name: made[id(part)] for name, part in parts.items()}
+        if self.num_workers and train.mapped and multiprocessing.get_start_method() != "fork":
+            raise UserError(f"data.num_workers={self.num_workers}: would copy the set, which lies in a file; set 0")
+
+    def _part(self, name: Split) -> Images | None:
+        part = self.source.load(name)
+        if part is not None and (fault := fault_of(part, self.source.channels, len(self.classes))):
+            raise UserError(f"data._target_={type(self.source).__name__}: its {name} images: {fault}")
+        return part
+
+    def _taken(self, name: Split, labels: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes the validation or test images out of those with these indices; returns the others and these."""
+        size = getattr(self, key := f"{name}_size")
+        count = round(size * len(among)) if isinstance(size, float) else size
+        if count >= len(among):
+            whole = "the training set holds" if len(among) == len(labels) else "beside the test images there are"
+            raise UserError(f"data.{key}={size}: {whole} {len(among)} images; use fewer")
+        if not count and (size or name == "test"):
+            raise UserError(f"data.{key}={size}: leaves no {name} images; use more{' or 0' if name == 'val' else ''}")
+        others, taken = split(labels[among], count, self.seed)
+        return among[others], among[taken]
+
+    def _check(self) -> None:
+        parts = self.parts
+        if self.source.channels not in IMAGENET and (self.normalize == "imagenet" or self.color_jitter):
+            key = "normalize=imagenet" if self.normalize == "imagenet" else f"color_jitter={self.color_jitter}"
+            raise UserError(f"data.{key}: needs 1 or 3 channels, the images have {self.source.channels}; leave it out")
+        if self.shift >= (least := min(parts["train"].pixels.shape[2:])):
+            raise UserError(f"data.shift={self.shift}: the images have {least} pixels on a side; use less")
+        for line in overlaps(parts, self.indices):
+            rank_zero_only(terminal.say)(line, stderr=True)
 
     @property
     def _device(self) -> torch.device:
-        if self.trainer is None or self.num_workers:
+        size = sum(part.tensors[0].nbytes for part in distinct(self.sets))
+        if self.trainer is None or self.num_workers or size > LARGEST_ON_GPU:
             return torch.device("cpu")
         return self.trainer.strategy.root_device
 
-    def loader(self, stage: Stage, epoch: int = 0, done: int = 0) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches of ((N, H, W) uint8, (N,) int64); only "train" is shuffled. See `Batches` for `epoch` and `done`."""
+    def loader(self, stage: Split, epoch: int = 0, done: int = 0) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of ((N, C, H, W) uint8, (N,) int64); only "train" is shuffled. See `Batches` for the others."""
         seed = self.seed if stage == "train" else None
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         options: dict[str, Any] = {"device": self._device, "epoch": epoch, "done": done}
         batches = Batches(self.indices[stage], self.batch_size, seed=seed, rank=rank, world_size=world, **options)
         workers = {"num_workers": self.num_workers, **_context()} if self.num_workers else {}
+        self._move(self._device)
         return Loader(self.sets[stage], sampler=batches, batch_size=None, **workers)
+
+    def _move(self, device: torch.device) -> None:
+        """Moves the images to the device that makes the batches."""
+        for part in distinct(self.sets):
+            part.tensors = tuple(tensor.to(device) for tensor in part.tensors)
+
+    def stored(self, stage: Split, positions: Tensor) -> Tensor:
+        """The images at these positions of a part, (N, C, H, W) uint8."""
+        pixels = self.sets[stage].tensors[0]
+        return pixels[self.indices[stage][positions.cpu()].to(pixels.device)]
+
+    def labels(self, stage: Split) -> Tensor:
+        """The labels of a part, (N,) int64, on the CPU."""
+        return self.sets[stage].tensors[1].cpu()[self.indices[stage]]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         loader = self.loader("train", *self._start)
@@ -184,10 +256,18 @@ class FashionMNIST(L.LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the order; the order itself follows from the seed."""
-        return {"position": self.position}
+        """The position in the order, which follows from the seed, and what the data were."""
+        return {"position": self.position, "identity": self.identity}
+
+    def check_same(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuses to go on with other images or classes than those of a state."""
+        self.setup()
+        if state_dict.get("identity", self.identity) != self.identity:
+            changed = "the images or classes are not those that the run began with"
+            raise UserError(f"data.root={self.source.root}: {changed}; restore them, or start a new run")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.check_same(state_dict)
         epoch, batch = state_dict["position"]
         self._start, self._batches = (int(epoch), int(batch)), None
 
@@ -198,12 +278,15 @@ class FashionMNIST(L.LightningDataModule):
         return self.loader("test")
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """On the device: (N, H, W) uint8 → (N, 1, S, S) float32, training images augmented."""
+        """On the device: (N, C, H, W) uint8 → (N, C, S, S) float32, training images augmented."""
         images, labels = batch
-        if self.trainer and self.trainer.training and self._batches:
-            if self.flip or self.shift or self.cutout:
-                generator = torch.Generator(images.device)
-                generator.manual_seed(seed_at(self.seed, AUGMENTATION, self.trainer.global_rank, *self.position))
-                images = augment(images, generator, flip=self.flip, shift=self.shift, cutout=self.cutout)
-            self._batches.done += 1
-        return prepared(images, self.resize), labels
+        if not (self.trainer and self.trainer.training and self._batches):
+            return self.preparation(images), labels
+        place = (self.trainer.global_rank, *self.position)
+        generator = torch.Generator(images.device)
+        generator.manual_seed(seed_at(self.seed, AUGMENTATION, *place))
+        seed = seed_at(self.seed, TRANSFORMS, *place)
+        images = self.augmentation.of_bytes(images, generator)
+        images = self.preparation(self.augmentation.transformed(images, self.resize, seed))
+        self._batches.done += 1
+        return self.augmentation.mixed(images, labels, len(self.classes), seed)

@@ -1,4 +1,4 @@
-"""Finds the four IDX files of an MNIST-like set, verifies them by sha256 and keeps them in a cache.
+"""Finds the files, verifies them by sha256 and keeps them in a cache.
 
 The sources, in this order: the cache, a folder that the user names, the system folder of Debian's package, the mirrors,
 and Debian's package, downloaded and unpacked in a temporary folder (no root needed). A file whose sha256, decompressed,
@@ -11,12 +11,13 @@ import gzip
 import hashlib
 import io
 import logging
+import os
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 
 from vggexp.errors import UserError
-from vggexp.system import paths
+from vggexp.system import paths, terminal
 from vggexp.system.files import replacing, writing
 
 log = logging.getLogger("vggexp.data")
@@ -33,9 +34,6 @@ log = logging.getLogger("vggexp.data")
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 MAX_BYTES = 1 << 28  # for one file, from any source
-
-Progress = Callable[[str, int], None]
-"""Called with the name of a file and how many of its bytes have arrived since the last call."""
 
 
 @dataclass(frozen=True)
@@ -78,33 +76,33 @@ def obtain(
     root: str | None = None,
     cache_dir: str | None = None,
     *,
+    names: Sequence[str] | None = None,
     online: bool = True,
-    fill: bool = False,
-    progress: Progress = lambda name, count: None,
 ) -> dict[str, bytes]:
-    """Returns the four files by name, verified and decompressed, and fills the cache with them.
+    """Returns the files by name, verified and decompressed, and fills the cache with them.
 
     Args:
         root: a folder to search right after the cache; its files may be .gz and lie in torchvision's sub-folders.
         cache_dir: the folder of all caches, see `vggexp.system.paths.cache`.
+        names: those wanted of the four files; None: all.
         online: whether to download.
-        fill: whether a cache that cannot be written is an error although a folder has all the files.
     """
-    if root is not None and not Path(root).is_dir():
+    if root is not None and not os.path.isdir(root):  # noqa: PTH112  Path's may raise
         raise UserError(f"data.root={root}: no such folder; name one that holds {TRAIN_IMAGES}(.gz) and the others")
     folder = paths.cache(cache_dir) / spec.name
+    wanted = list(spec.sha256) if names is None else names
 
     def found(place: Path) -> dict[str, bytes]:
-        return {name: _read(place, name, sha256) for name, sha256 in spec.sha256.items()}
+        return {name: _read(place, name, spec.sha256[name]) for name in wanted}
 
     with contextlib.suppress(FileNotFoundError, Refused):  # then fill the cache and report what is wrong in it
         return found(folder)
     try:
         with writing(folder, f"data.cache_dir={folder}"), FileLock(folder / ".lock"), TemporaryDirectory() as scratch:
-            search = _Search(spec, root, folder, Path(scratch), online, progress)
-            return {name: search.fill(name) for name in spec.sha256}
+            search = _Search(spec, root, folder, Path(scratch), online)
+            return {name: search.fill(name) for name in wanted}
     except UserError:
-        for place in [] if fill else _folders(spec, root):
+        for place in _folders(spec, root):
             with contextlib.suppress(FileNotFoundError, Refused):
                 return found(place)
         raise
@@ -156,7 +154,6 @@ class _Search:
     folder: Path
     scratch: Path
     online: bool
-    progress: Progress
 
     def __post_init__(self) -> None:
         self.unreachable: set[str] = set()  # hosts, each of which is asked once, not for each file
@@ -175,7 +172,6 @@ class _Search:
             if not path.exists() or path.read_bytes() != content:
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
-            self.progress(name, len(content))
             return content
         searched = ", ".join(filter(None, [self.root, spec.system_dir, *(spec.mirrors if self.online else ())]))
         package = f" or install Debian's {spec.debian_package}" if spec.debian_package else ""
@@ -200,10 +196,10 @@ class _Search:
         if host in self.unreachable:
             raise FileNotFoundError(url)
         try:
-            with urllib.request.urlopen(url, timeout=20) as response:
+            with urllib.request.urlopen(url, timeout=20) as response, terminal.counting(f"{name}, bytes", None) as add:
                 while chunk := response.read(1 << 18):
                     received += chunk
-                    self.progress(name, len(chunk))
+                    add(len(chunk))
                     if len(received) > MAX_BYTES:
                         raise Refused(f"{url}: more than {MAX_BYTES} bytes")
         except urllib.error.HTTPError as error:
@@ -218,11 +214,11 @@ class _Search:
 def _read(folder: Path, name: str, sha256: str) -> bytes:
     """A plain or .gz file of a folder, verified."""
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            try:
+        try:
+            if path.is_file():
                 return _verify(path.read_bytes(), str(path), sha256)
-            except OSError as error:
-                raise Refused(f"{path}: {error.strerror}") from error
+        except OSError as error:
+            raise Refused(f"{path}: {error.strerror}") from error
     raise FileNotFoundError(folder / name)
 
 

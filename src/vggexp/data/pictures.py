@@ -1,28 +1,31 @@
-"""Turns pictures into what the networks have learned from: 28×28 gray bytes, light on black.
+"""Turns pictures into what the networks learn from: gray or colored bytes, of one size.
 
-A picture is turned gray by its luma (0.299 R + 0.587 G + 0.114 B), inverted where asked, padded with black to a
-square, and resized to 28×28 by PIL's bilinear filter. A 28×28 gray picture stays unchanged. Transparent pixels become
-background. Of several frames the first is taken.
+A picture is turned upright, to gray by its luma (0.299 R + 0.587 G + 0.114 B) or to RGB, inverted where asked, made
+square, and resized by PIL's bilinear filter. A picture that already has the form stays unchanged. Transparent pixels
+become background: black, or white where inverted. Of several frames the first is taken.
 """
 
+import functools
 import glob
 import io
+import os
 import sys
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vggexp.data import idx
+from vggexp.data.source import Fit
 from vggexp.errors import UserError
 
-SIDE = 28
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 LARGEST_SQUARE = 10**8  # pixels of a picture that is padded before it is resized
 LIGHT = 170  # the mean of a border from which on a picture may need `invert`
 ORIENTATION = 0x0112
@@ -41,20 +44,30 @@ STDIN = "-"
 Note = Callable[[Path, str], None]
 
 
+@dataclass(frozen=True)
+class Form:
+    """What pictures become."""
+
+    channels: Literal[1, 3]  # gray or RGB
+    size: int | None  # pixels on a side; None: each picture keeps its own height and width
+    fit: Fit  # how a picture becomes square; centered
+    invert: bool = False  # for dark things on a light background
+
+
 def files(inputs: str, note: Note = lambda path, text: None) -> list[Path]:
     """What `input=` names: paths and patterns between commas; a folder stands for its pictures and IDX files.
 
     `note` is told of each folder what is in it beside these.
     """
     found: list[Path] = []
-    parts = [inputs] if inputs and Path(inputs).exists() else inputs.split(",")
+    parts = [inputs] if inputs and os.path.exists(inputs) else inputs.split(",")  # noqa: PTH110  Path's may raise
     if not all(map(str.strip, parts)):
         raise UserError(f"input={inputs}: has an empty part; name a file, a folder or a pattern")
     for text in parts:
         path = Path(text).expanduser()
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112
             found += _inside(path, note)
-        elif path.exists() or path.is_symlink() or text == STDIN:
+        elif os.path.lexists(path) or text == STDIN:
             found.append(path)
         elif matches := [Path(m) for m in sorted(glob.glob(str(path), recursive=True)) if not Path(m).is_dir()]:  # noqa: PTH207
             found += matches
@@ -64,10 +77,9 @@ def files(inputs: str, note: Note = lambda path, text: None) -> list[Path]:
 
 
 def _inside(folder: Path, note: Note) -> list[Path]:
-    Image.init()
-    suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS}
+    known = suffixes()
     every = sorted(path for path in folder.rglob("*") if path.is_file())
-    inside = [path for path in every if path.suffix.lower() in suffixes or _is_idx(path)]
+    inside = [path for path in every if path.suffix.lower() in known or _is_idx(path)]
     if not inside:
         raise UserError(f"input={folder}: holds no picture or IDX file; name another folder")
     if others := Counter(path.suffix.lower() or "no ending" for path in set(every) - set(inside)):
@@ -76,13 +88,18 @@ def _inside(folder: Path, note: Note) -> list[Path]:
     return inside
 
 
+def suffixes() -> set[str]:
+    """How the names of picture files end, in lower case."""
+    Image.init()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
 def read(
-    paths: Iterable[Path], invert: bool, refuse: Note, note: Note = lambda path, text: None
+    paths: Iterable[Path], form: Form, refuse: Note, note: Note = lambda path, text: None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and (28, 28) uint8 images, one after another; an IDX file gives `FILE[0]`, `FILE[1]`, ….
+    """Names and (C, H, W) uint8 images, one after another; an IDX file gives `FILE[0]`, `FILE[1]`, ….
 
     Args:
-        invert: the pictures show dark things on a light background.
         refuse: called with each file that cannot be read, and why.
         note: called with each file of which something is left out, and what.
     """
@@ -95,16 +112,11 @@ def read(
                 file.seek(0)
                 if _is_idx_start(start):
                     arrays = enumerate(idx.parse(idx.unpacked(file.read(idx.MAX_BYTES))))
-                    found = [(f"{path}[{n}]", _prepare(Image.fromarray(array), invert)) for n, array in arrays]
+                    found = [(f"{path}[{n}]", _prepared(Image.fromarray(array), form)) for n, array in arrays]
                 else:
-                    with Image.open(file, formats=FORMATS) as picture:
-                        if (frames := getattr(picture, "n_frames", 1)) > 1:
-                            note(path, f"has {frames} frames, of which the first is used")
-                        found = [(str(path), _prepare(picture, invert))]
-        except UnidentifiedImageError:
-            refuse(path, "is not a picture that Pillow reads, nor an IDX file")
+                    found = [(str(path), decoded(file, form, functools.partial(_count_frames, path, note)))]
         except Exception as error:  # noqa: BLE001  Pillow's readers raise anything; the other files do not suffer
-            refuse(path, " ".join(str(error).split()) or type(error).__name__)
+            refuse(path, reason(error, ", nor an IDX file"))
         else:
             yield from found
 
@@ -119,7 +131,25 @@ def _opened(path: Path) -> BinaryIO:
         return io.BytesIO(pipe.read(idx.MAX_BYTES))
 
 
-def _prepare(picture: Image.Image, invert: bool) -> np.ndarray:
+def decoded(file: BinaryIO, form: Form, look: Callable[[Image.Image], None] = lambda picture: None) -> np.ndarray:
+    """The (C, H, W) uint8 image in an opened picture file; `look` sees the picture before its pixels are read.
+
+    Raises:
+        Exception: of any kind, as Pillow's readers do; `reason` says what is wrong with the file.
+    """
+    with Image.open(file, formats=FORMATS) as picture:
+        look(picture)
+        return _prepared(picture, form)
+
+
+def reason(error: Exception, others: str = "") -> str:
+    """Why a file cannot be read, in one line; `others` completes "is not a picture that Pillow reads"."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"is not a picture that Pillow reads{others}"
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+def _prepared(picture: Image.Image, form: Form) -> np.ndarray:
     depths = [str(tile[3]) for tile in getattr(picture, "tile", ())]
     picture.load()  # which turns a TIFF upright
     turn, clear = _turn(picture), _transparent(picture, depths)
@@ -131,18 +161,38 @@ def _prepare(picture: Image.Image, invert: bool) -> np.ndarray:
         picture = picture.convert("L")
         picture.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
     if picture.has_transparency_data:
-        background = Image.new("RGBA", picture.size, "white" if invert else "black")
+        background = Image.new("RGBA", picture.size, "white" if form.invert else "black")
         picture = Image.alpha_composite(background, picture.convert("RGBA"))
-    gray = picture.convert("L")
+    picture = picture.convert("RGB") if picture.mode == "LAB" else picture
+    picture = picture.convert("L" if form.channels == 1 else "RGB")
     if turn is not None:
-        gray = gray.transpose(turn)
-    if invert:
-        gray = ImageOps.invert(gray)
-    side = max(gray.size)
-    if side**2 > LARGEST_SQUARE:
-        width, height = (max(1, pixels * SIDE // side) for pixels in gray.size)
-        gray, side = gray.resize((width, height), Image.Resampling.BILINEAR), SIDE
-    return np.asarray(ImageOps.pad(gray, (side, side)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        picture = picture.transpose(turn)
+    if form.invert:
+        picture = ImageOps.invert(picture)
+    if form.size is not None:
+        picture = _square(picture, form.size, form.fit)
+    pixels = np.asarray(picture)
+    return pixels[None] if form.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
+    (width, height), bilinear = picture.size, Image.Resampling.BILINEAR
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    elif fit == "pad":
+        side = max(width, height)
+        if side**2 > LARGEST_SQUARE:
+            width, height = (max(1, pixels * size // side) for pixels in picture.size)
+            picture, side = picture.resize((width, height), bilinear), size
+        picture = ImageOps.pad(picture, (side, side))
+    return picture.resize((size, size), bilinear)
+
+
+def _count_frames(path: Path, note: Note, picture: Image.Image) -> None:
+    if (frames := getattr(picture, "n_frames", 1)) > 1:
+        note(path, f"has {frames} frames, of which the first is used")
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
@@ -164,8 +214,8 @@ def _transparent(picture: Image.Image, depths: list[str]) -> np.ndarray | None:
 
 
 def looks_inverted(image: np.ndarray) -> bool:
-    """Whether a (28, 28) image has a light border, as things on white paper have."""
-    border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+    """Whether a (C, H, W) image has a light border, as things on white paper have."""
+    border = np.concatenate([image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]], axis=1)
     return bool(border.mean() > LIGHT)
 
 

@@ -15,6 +15,7 @@ from vggexp.errors import UserError
 from vggexp.inference.load import Network
 from vggexp.inspection import figures
 from vggexp.system import files
+from vggexp.system.text import clean
 from vggexp.training.trainer import make_trainer
 
 
@@ -29,10 +30,12 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
         `recall`, `f1` and `images`.
     """
     data = datamodule(network.cfg)
-    now = {"classes": list(data.classes), "dimensions": data.dimensions}
+    now = {"classes": list(map(clean, data.classes)), "dimensions": data.dimensions}
     for name, learned in {"classes": list(network.classes), "dimensions": network.dimensions}.items():
         if now[name] != learned:
-            raise UserError(f"data: its {name} are {now[name]}, the network was trained on {learned}")
+            then = f"the network was trained on {learned}; use the same data"
+            raise UserError(f"data: its {name} are {now[name]}, {then}")
+    data.preparation = network.preparation
     logits, labels, scores = _test(network, data, folder)
     probabilities, count = logits.softmax(dim=1), logits.shape[1]
     predicted = probabilities.max(dim=1).indices
@@ -56,8 +59,7 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
     figures.confusion(confusion, network.classes, folder / "confusion.png")
 
     worst, captions, title = figures.mistakes(probabilities, labels, network.classes, 32)
-    images = data.sets["test"].tensors[0].cpu()[data.indices["test"][worst]]
-    figures.gallery(images, captions, title, folder / "mistakes.png")
+    figures.gallery(data.stored("test", worst).cpu(), captions, title, folder / "mistakes.png")
     return scores
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vggexp.config.instantiate import datamodule
-from vggexp.data.resize import prepared
+from vggexp.data.preparation import Preparation
+from vggexp.data.resize import prepared, resize_in_graph
 from vggexp.errors import UserError
 from vggexp.inference.load import Network
 from vggexp.system import files
@@ -25,21 +26,19 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
     """Writes the files, with what they are, and reads each back; one whose logits differ by too much is not kept.
 
     Args:
-        input: `raw`: the files' networks take (N, H, W) uint8 images; `tensor`: (N, C, S, S) float32 in [0, 1].
+        input: `raw`: the files' networks take (N, C, H, W) uint8 images; `tensor`: (N, C, S, S) float32 in [0, 1].
 
     Returns:
         By format the largest absolute difference between the logits of the file's network and of this one.
     """
     net = network.module.predictor.to(memory_format=torch.contiguous_format).eval()
     data = datamodule(network.cfg)
-    data.prepare_data()
     data.setup()
-    raw = data.sets["test"].tensors[0][:TEST_IMAGES]
-    size = network.dimensions["image_size"]
-    ready = prepared(raw, size)
+    raw, ready = data.stored("test", torch.arange(min(TEST_IMAGES, len(data.indices["test"])))), network.preparation
     with torch.inference_mode():
-        expected = net(ready)
-    images, net = (raw, _Raw(net, size).eval()) if input == "raw" else (ready, net)
+        expected = net(ready(raw))
+    net = nn.Sequential(ready.normalize, net)
+    images, net = (raw, _Raw(net, ready).eval()) if input == "raw" else (prepared(raw, ready.size, ready.fit), net)
 
     writers = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
     differences: dict[Format, float] = {}
@@ -58,32 +57,42 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
 
 
 class _Raw(nn.Module):
-    """A network with the resize in front: (N, H, W) uint8 → (N, K)."""
+    """A network with the resize in front: (N, C, H, W) uint8 → (N, K)."""
 
-    def __init__(self, net: nn.Module, size: int) -> None:
+    def __init__(self, net: nn.Module, preparation: Preparation) -> None:
         super().__init__()
-        self.net, self.size = net, size
-        prepared(torch.zeros(1, 28, 28, dtype=torch.uint8), size)  # fills its cache before tracing would
+        self.net, self.fit = net, preparation.fit
+        self.sizes = dict.fromkeys((preparation.side, preparation.size))  # as the training images, then the network's
 
     def forward(self, images: Tensor) -> Any:
-        return self.net(prepared(images, self.size))
+        for size in self.sizes:
+            images = resize_in_graph(images, size, self.fit)
+        return self.net(images.float() / 255)
+
+
+def _dynamic(images: Tensor) -> dict[int, str]:
+    """The names of the axes that can have any length: of raw images the height and width, too."""
+    return {0: "batch", 2: "height", 3: "width"} if images.dtype == torch.uint8 else {0: "batch"}
 
 
 def _traced(net: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     with torch.no_grad():
-        return torch.export.export(net, (images[:2].clone(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        shapes = (dict.fromkeys(_dynamic(images), torch.export.Dim.DYNAMIC),)
+        return torch.export.export(net, (images[:1].repeat(2, 1, 1, 1),), dynamic_shapes=shapes)
 
 
 def _about(network: Network, images: Tensor) -> dict[str, str]:
     """What a file holds, as JSON by name."""
-    shape = "×".join(["N", *map(str, images.shape[1:])])
-    values = "0 to 255, light on black" if images.dtype == torch.uint8 else "0 to 1, light on black"
+    channels, size = images.shape[1:3]
+    raw = f"N×{channels}×H×W uint8, any size, 0 to 255"
+    values = raw if images.dtype == torch.uint8 else f"N×{channels}×{size}×{size} float32, 0 to 1"
     about = {
         "classes": network.classes,
-        "input": f"{shape} {str(images.dtype).removeprefix('torch.')}, {values}",
+        "input": f"{values}, light on black" if channels == 1 else f"{values}, RGB",
         "output": f"N×{len(network.classes)} float32, logits",
         "model": network.cfg.model.spec(),
         "dimensions": network.dimensions,
+        "preparation": network.preparation.values(),
         "run": network.folder.name,
         "config_hash": network.cfg.hash(),
         "vggexp": version("vggexp"),
@@ -94,7 +103,7 @@ def _about(network: Network, images: Tensor) -> dict[str, str]:
 def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
     import onnxruntime
 
-    names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
+    names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": (_dynamic(images),)}
     program: Any = torch.onnx.export(_traced(net, images), **names, verbose=False)
     program.model.metadata_props.update(_about(network, images))
     program.save(path)

@@ -12,13 +12,16 @@ from vggexp.runs import layout, read, select
 from vggexp.system.text import clean
 
 if TYPE_CHECKING:
+    from vggexp.data.preparation import Preparation
     from vggexp.training.classifier import Classifier
 
 OVERRIDABLE = ("data.", "trainer.", "allowed_packages")
 """What may differ between training a network and using it: where the data are and what it runs on."""
 
 DIMENSIONS = {"image_size", "in_channels", "num_classes"}
-LONGEST_NAME = 200  # characters of a class
+LONGEST_NAME = 2000  # characters of a class, whose folder's name may be spelled out
+BEFORE: dict[str, Any] = {"fit": "pad", "stored": [28, 28], "mean": [], "std": []}
+"""How images were prepared before checkpoints said so."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Network:
     cfg: Config
     classes: tuple[str, ...]
     dimensions: dict[str, int]  # of the data: `image_size`, `in_channels` and `num_classes`
+    preparation: "Preparation"  # from stored images to the network's input
     module: "Classifier"  # in evaluation mode, on the CPU
     result: dict[str, Any] | None  # what the run stored, where the checkpoint is the one that it tested
 
@@ -79,18 +83,24 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
 
     import torch
 
+    from vggexp.data.preparation import Preparation
     from vggexp.training.classifier import from_config
 
+    about_data = {"classes": classes, "preparation": content.get("preparation", {**BEFORE, "size": cfg.data.resize})}
     try:
+        preparation = Preparation.read(about_data["preparation"], dimensions["in_channels"])
+        if preparation.size != dimensions["image_size"]:
+            raise ValueError(f"it prepares images of {preparation.size} pixels for {dimensions['image_size']}")
         with torch.device("meta"):  # takes no memory, however large the file says that its network is
-            from_config(cfg, dimensions, classes).load_state_dict(weights, assign=True)
-        module = from_config(cfg, dimensions, classes)
+            from_config(cfg, about_data, dimensions).load_state_dict(weights, assign=True)
+        module = from_config(cfg, about_data, dimensions)
         module.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         first = [line.strip() for line in str(error).splitlines()[:2]]
         raise UserError(f"{place}: its weights do not fit the network that it names: {' '.join(first)}") from error
     tested = found.status == "completed" and path.resolve() == found.tested_checkpoint().resolve()
-    return Network(path, cfg, tuple(map(clean, classes)), dimensions, module.eval(), found.result if tested else None)
+    result = found.result if tested else None
+    return Network(path, cfg, tuple(map(clean, classes)), dimensions, preparation, module.eval(), result)
 
 
 def _is_weights(found: Any) -> bool:

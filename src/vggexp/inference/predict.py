@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from vggexp.data.resize import prepared
 from vggexp.inference.load import Network
 
 Prediction = tuple[str, list[float]]  # the name of a picture and the probabilities, by label
@@ -15,12 +14,12 @@ Prediction = tuple[str, list[float]]  # the name of a picture and the probabilit
 def predict(
     network: Network, pictures: Iterable[tuple[str, np.ndarray]], batch_size: int, device: torch.device
 ) -> Iterator[Prediction]:
-    """The probabilities of named (28, 28) uint8 images, read and scored a batch at a time."""
+    """The probabilities of named (C, H, W) uint8 images of one size, read and scored a batch at a time."""
     net = network.module.predictor.to(device)
     stream = iter(pictures)
     while batch := list(itertools.islice(stream, batch_size)):
         names, arrays = zip(*batch, strict=True)
-        gray = torch.from_numpy(np.stack(arrays)).to(device)
+        images = torch.from_numpy(np.stack(arrays)).to(device)
         with torch.inference_mode():
-            logits = net(prepared(gray, network.dimensions["image_size"]))
+            logits = net(network.preparation(images))
         yield from zip(names, logits.softmax(dim=1).tolist(), strict=True)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from vggexp.config.schema import Config
-from vggexp.data.resize import prepared
+from vggexp.data import DataModule
 from vggexp.models.cpu.fused import layer_by_layer
 
 
@@ -55,17 +55,16 @@ def gradient_scale(trainer: L.Trainer, optimizer: Optimizer) -> float:
     return float(scaler.get_scale()) if scaler is not None and fused else 1.0
 
 
-def examples(data: Any, count: int) -> Tensor:
-    """Indices of test images, the same in every run: the first of each class, then the second of each, and so on."""
-    labels = data.sets["test"].tensors[1].cpu()
+def examples(data: DataModule, count: int) -> Tensor:
+    """Positions of test images, the same in every run: the first of each class, then the second of each, and so on."""
+    labels = data.labels("test")
     nth = F.one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0]
     return torch.argsort(nth * (len(labels) + 1) + labels, stable=True)[:count]
 
 
-def images(trainer: L.Trainer, data: Any, indices: Tensor) -> Tensor:
-    """The test images with these indices as the network gets them: (N, C, S, S) on the device."""
-    stored = data.sets["test"].tensors[0]
-    return prepared(stored[indices.to(stored.device)].to(trainer.strategy.root_device), data.resize)
+def images(trainer: L.Trainer, data: DataModule, positions: Tensor) -> Tensor:
+    """The test images at these positions as the network gets them: (N, C, S, S) on the device."""
+    return data.preparation(data.stored("test", positions).to(trainer.strategy.root_device))
 
 
 @contextmanager
@@ -77,14 +76,15 @@ def watched(trainer: L.Trainer, net: nn.Module, layers: Mapping[str, nn.Module])
         outputs[key] = output
 
     handles = [layer.register_forward_hook(partial(keep, key)) for key, layer in layers.items()]
-    training = net.training
+    modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
         # a CPU would otherwise run several layers at once, and some outputs would never exist
         with trainer.precision_plugin.forward_context(), layer_by_layer(net) if layers else nullcontext():
             yield outputs
     finally:
-        net.train(training)
+        for module, training in modes.items():  # of which some may not be trained
+            module.training = training
         for handle in handles:
             handle.remove()
 

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+MOST_CLASSES = 40  # of which each has a name and numbers in a confusion matrix
 AS_WRITTEN = rc_context({"text.parse_math": False})  # names are no formulas
+
+
+def rgb(images: Tensor) -> Tensor:
+    """(N, C, H, W) → (N, 3, H, W); of other than three channels, the first."""
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
 def pixels(draw: Callable[..., None], *args: Any) -> NDArray[np.uint8]:
@@ -28,14 +34,15 @@ def confusion(counts: Tensor, classes: Sequence[str], path: Path | BytesIO) -> N
     """(K, K) counts, a row for each true class and a column for each predicted one."""
     table = counts.numpy()
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(2.6 + 0.62 * len(classes), 1.8 + 0.56 * len(classes)), layout="constrained")
+    shown, every = min(len(classes), MOST_CLASSES), -(-len(classes) // MOST_CLASSES)
+    figure = Figure(figsize=(2.6 + 0.62 * shown, 1.8 + 0.56 * shown), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xticks(range(0, len(classes), every), classes[::every], rotation=45, ha="right")
+    axes.set_yticks(range(0, len(classes), every), classes[::every])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    for row, column in np.ndindex(*table.shape):
+    for row, column in np.ndindex(*table.shape) if every == 1 else ():
         if table[row, column]:
             color = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(table[row, column]), ha="center", va="center", color=color, fontsize=8)
@@ -53,16 +60,16 @@ def mistakes(probabilities: Tensor, labels: Tensor, names: Sequence[str], most: 
 
 @AS_WRITTEN
 def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | BytesIO) -> None:
-    """(N, H, W) uint8 images with a caption above each, eight in a row."""
+    """(N, C, H, W) uint8 images with a caption above each, eight in a row."""
     columns, rows = 8, max(1, -(-len(images) // 8))
     width, height = 1.7 * columns, 2.05 * rows + 0.4
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, y=1 - 0.1 / height, va="top")
     axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches: axes of their own would take seconds to lay out
     axes.axis("off")
-    for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    for n, (image, caption) in enumerate(zip(rgb(images), captions, strict=True)):
         left, bottom = 1.7 * (n % columns) + 0.1, height - 0.4 - 2.05 * (n // columns + 1)
-        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=(left, left + 1.5, bottom, bottom + 1.5))
+        axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1.5, bottom, bottom + 1.5))
         axes.text(left + 0.75, bottom + 1.55, caption, ha="center", va="bottom", fontsize=7)
     axes.set(xlim=(0, width), ylim=(0, height))
     figure.savefig(path, dpi=120)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vggexp.inspection import figures
 from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
@@ -23,8 +24,8 @@ class Pictures(Inspection):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.is_global_zero and trainer.global_step == 0 and batch_idx == 0:
-            shown = batch[0][:32, 0].float().cpu()
-            self.board.add_image("inputs/first_batch", grid(list(gray(shown)), 8), 0, dataformats="HWC")
+            shown = pl_module.trainer.datamodule.preparation.shown(batch[0][:32].float().cpu())
+            self.board.add_image("inputs/first_batch", grid(list(colored(shown)), 8), 0, dataformats="HWC")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not self.is_due(trainer):
@@ -38,13 +39,14 @@ class Pictures(Inspection):
         batch = images(trainer, data, examples(data, EXAMPLES))
         with watched(trainer, net, layers_of(net, nn.MaxPool2d)) as maps, torch.no_grad():
             forward(trainer, net, batch)
-        inputs = [scaled(picture, SIDE) for picture in gray(batch[:, 0].float().cpu())]
+        inputs = [scaled(picture, SIDE) for picture in colored(data.preparation.shown(batch.float().cpu()))]
         for n, output in enumerate(maps.values(), start=1):
             active = output.float().relu().cpu()
             channels = active.mean((0, 2, 3)).argsort(descending=True)[:CHANNELS].sort().values
             rows = []
             for one, picture in zip(active[:, channels], inputs, strict=True):
-                rows += [picture, *(scaled(channel, SIDE) for channel in gray(one / one.amax().clamp_min(1e-12)))]
+                shares = (one / one.amax().clamp_min(1e-12)).unsqueeze(1)
+                rows += [picture, *(scaled(channel, SIDE) for channel in colored(shares))]
             sheet = grid(rows, 1 + len(channels))
             self.board.add_image(f"maps/block_{n}", sheet, last_step(trainer), dataformats="HWC")
 
@@ -61,7 +63,7 @@ class GradCAM(Inspection):
         if not self.is_due(trainer):
             return
         net, data = pl_module.net, pl_module.trainer.datamodule
-        batch = images(trainer, data, examples(data, 10))
+        batch = images(trainer, data, examples(data, 10)).requires_grad_().clone()  # also where layers are not trained
         with watched(trainer, net, layers_of(net, nn.ReLU)) as outputs, torch.enable_grad():
             predicted = forward(trainer, net, batch).max(1).values
         fine = [maps for maps in outputs.values() if maps.ndim == 4 and min(maps.shape[2:]) >= FINEST]
@@ -71,7 +73,7 @@ class GradCAM(Inspection):
         looks = (gradient * fine[-1]).detach().float().cpu().sum(1, keepdim=True).relu()
         shares = looks / looks.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
         shares = F.interpolate(shares, size=96, mode="bilinear")[:, 0]
-        inputs = gray(F.interpolate(batch.float().cpu(), size=96)[:, 0])
+        inputs = colored(data.preparation.shown(F.interpolate(batch.detach().float().cpu(), size=96)))
         tiles = []
         for picture, share in zip(inputs, shares.numpy(), strict=True):
             overlay = 0.55 * picture + 0.45 * 255 * colormaps["inferno"](share)[..., :3]
@@ -80,10 +82,9 @@ class GradCAM(Inspection):
         self.board.add_image(where, grid(tiles, 4), last_step(trainer), dataformats="HWC")
 
 
-def gray(values: Tensor) -> Picture:
-    """(N, H, W) in [0, 1] → (N, H, W, 3)."""
-    shades = (values.clamp(0, 1) * 255).round().byte().numpy()
-    return np.repeat(shades[..., None], 3, axis=-1)
+def colored(values: Tensor) -> Picture:
+    """(N, C, H, W) in [0, 1] → (N, H, W, 3)."""
+    return figures.rgb((values.clamp(0, 1) * 255).round().byte()).permute(0, 2, 3, 1).numpy()
 
 
 def signed(values: Tensor, side: int) -> Picture:

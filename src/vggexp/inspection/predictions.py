@@ -75,7 +75,5 @@ class Predictions(Inspection):
             return  # the gathered images are in another order than the stored ones
         worst, captions, title = figures.mistakes(probabilities, labels, data.classes, MISTAKES)
         if len(worst):
-            stored = data.sets["test"].tensors[0]
-            shown = stored[worst.to(stored.device)].cpu()
-            picture = figures.pixels(figures.gallery, shown, captions, title)
+            picture = figures.pixels(figures.gallery, data.stored("test", worst).cpu(), captions, title)
             self.board.add_image("mistakes/test", picture, step, dataformats="HWC")

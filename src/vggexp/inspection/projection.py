@@ -6,9 +6,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from vggexp.data.resize import prepared
+from vggexp.inspection import figures
 from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
 
 EXAMPLES = 1000
+THUMBNAIL = 56  # pixels on a side, at most
 COMPONENTS = 50  # principal components that are kept of the features, so that the files stay small
 
 
@@ -34,9 +37,11 @@ class Projection(Inspection):
             for part in indices.split(50):  # type: ignore[no-untyped-call]
                 forward(trainer, net, images(trainer, data, part))
         handle.remove()
-        stored, labels = data.sets["test"].tensors
-        names = [data.classes[label] for label in labels.cpu()[indices].tolist()]
-        shown = 1 - stored.cpu()[indices].unsqueeze(1).float().expand(-1, 3, -1, -1) / 255  # dark on light, as the page
+        names = [data.classes[label] for label in data.labels("test")[indices].tolist()]
+        stored = data.stored("test", indices).cpu()
+        shown = figures.rgb(prepared(stored, min(THUMBNAIL, *stored.shape[2:]), data.source.fit))
+        if stored.shape[1] != 3:
+            shown = 1 - shown  # dark on light, as the page
         self.board.add_embedding(principal(torch.cat(found)), names, shown, last_step(trainer), "features")
 
 

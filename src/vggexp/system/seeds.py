@@ -2,7 +2,7 @@
 
 import numpy as np
 
-DROPOUT, AUGMENTATION = 1, 2  # what draws random numbers, each from a stream of its own
+DROPOUT, AUGMENTATION, TRANSFORMS = 1, 2, 3  # what draws random numbers, each from a stream of its own
 
 
 def seed_at(seed: int, stream: int, process: int, epoch: int, batch: int) -> int:

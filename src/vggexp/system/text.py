@@ -17,6 +17,11 @@ def clean(text: str) -> str:
     return CONTROL.sub(lambda found: f"{found[0].encode('unicode_escape').decode()}", text)
 
 
+def label(text: str) -> str:
+    """A name in one line."""
+    return clean(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def message(text: str) -> str:
     """The text in one line; of a long one the beginning and the end."""
     line = clean(" ".join(text.split("\n")))

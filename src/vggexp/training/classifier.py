@@ -3,6 +3,7 @@
 N images of a batch, C channels, S pixels on a side, K classes.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from vggexp.config.instantiate import construct, network
+from vggexp.config.instantiate import construct, locate, network
 from vggexp.config.schema import Config
 from vggexp.errors import UserError
 from vggexp.models.layers import Mirrored
@@ -31,7 +32,7 @@ class Classifier(L.LightningModule):
 
     def __init__(
         self,
-        net: nn.Module,  # (N, C, S, S) images in [0, 1] → (N, K) logits
+        net: nn.Module,  # (N, C, S, S) images → (N, K) logits
         *,
         optimizer: Spec,
         scheduler: Spec,
@@ -39,6 +40,8 @@ class Classifier(L.LightningModule):
         seed: int = 0,  # of dropout
         validates: str = "val",  # the stage that validation scores, `val` or `test`
         label_smoothing: float = 0.0,  # of the training loss
+        class_weights: Sequence[float] | None = None,  # of each class in that loss; 1 on average
+        freeze: str | None = None,  # a part of the network that is not trained
         test_time_flip: bool = False,  # whether a prediction is the mean over an image and its mirror image
         max_steps: int | None = None,  # after which training ends, for the schedule
         compiled: bool = False,
@@ -49,14 +52,27 @@ class Classifier(L.LightningModule):
         self.optimizer, self.scheduler, self.seed, self.validates = optimizer, scheduler, seed, validates
         self.label_smoothing, self.test_time_flip = label_smoothing, test_time_flip
         self.max_steps, self.compiled, self.about = max_steps, compiled, about or {}
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.frozen = freeze
+        if freeze is not None:
+            _part(net, freeze).requires_grad_(False)
         self._sums: dict[str, dict[str, Tensor]] = {}
         self.images: dict[str, int] = {}  # how many each stage has scored
         # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
         more: dict[str, Mapping[str, Spec]] = {"train": {}, "val": metrics, "test": metrics}
         self.scores = nn.ModuleDict({f"{stage}_scores": _scores(specs) for stage, specs in more.items()})
+        self.train()
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """As every module; a part that is not trained stays as it predicts, with the statistics that it has."""
+        super().train(mode)
+        if self.frozen is not None:
+            _part(self.net, self.frozen).eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, S, S) images in [0, 1] → (N, K) logits."""
+        """(N, C, S, S) images → (N, K) logits."""
         logits: Tensor = self.net(images) if self.training else self.predictor(images)
         return logits
 
@@ -71,7 +87,15 @@ class Classifier(L.LightningModule):
         logits = self(images)
         if len(labels) == 0:  # a batch smaller than the number of processes leaves some of them nothing
             return {"loss": logits.sum() * 0, "logits": logits.detach()}
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing if stage == "train" else 0.0)
+        smoothing = self.label_smoothing if stage == "train" else 0.0
+        if stage == "train" and self.class_weights is not None:
+            # a mean over images, however many of a rare class a batch or a process has
+            options: dict[str, Any] = {"weight": self.class_weights, "label_smoothing": smoothing, "reduction": "sum"}
+            loss = F.cross_entropy(logits, labels, **options) / len(labels)
+        else:
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if labels.ndim == 2:  # shares of the classes, where images are mixed
+            labels = labels.argmax(1)
         for name, score in self._scores_of(stage).items():
             if name == "loss":
                 score.update(loss.detach() * len(labels), len(labels))
@@ -126,7 +150,8 @@ class Classifier(L.LightningModule):
         self._finish("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = construct(Optimizer, self.optimizer, self.net.named_parameters())
+        trained = [(name, weight) for name, weight in self.net.named_parameters() if weight.requires_grad]
+        optimizer = construct(Optimizer, self.optimizer, trained)
         steps = min(self.trainer.estimated_stepping_batches, self.max_steps or math.inf)
         scheduler = construct(LRScheduler, self.scheduler, optimizer, int(steps))
         if scheduler is None:
@@ -172,20 +197,46 @@ class Classifier(L.LightningModule):
             score.update(*(states[key][rank].to(self.device) for key in ("total", "count")))
 
 
-def from_config(cfg: Config, dimensions: Mapping[str, int], classes: Sequence[str]) -> Classifier:
-    """The module of a run; `dimensions` are `image_size`, `in_channels` and `num_classes`."""
+def from_config(
+    cfg: Config, about: Mapping[str, Any], dimensions: Mapping[str, int], counts: Sequence[int] = ()
+) -> Classifier:
+    """The module of a run.
+
+    Args:
+        about: what a checkpoint says beside the config, as plain values.
+        dimensions: `image_size`, `in_channels` and `num_classes`.
+        counts: of the training images of each class.
+    """
+    step = cfg.step.model_dump()
+    if step.pop("class_weights") == "balanced" and len(counts):
+        step["class_weights"] = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+    classes = dimensions["num_classes"]
     return Classifier(
         network(cfg.model.spec(), dimensions),
         optimizer=cfg.optimizer.spec(),
         scheduler=cfg.scheduler.spec(),
-        metrics={name: metric.spec() for name, metric in cfg.metrics.items()},
+        metrics={name: _for_classes(metric.spec(), classes) for name, metric in cfg.metrics.items()},
         seed=cfg.seed,
         validates="test" if cfg.data.test_each_epoch else "val",
-        **cfg.step.model_dump(),
+        **step,
+        freeze=None if cfg.model.freeze == "none" else cfg.model.freeze,
         max_steps=cfg.trainer.max_steps,
         compiled=cfg.trainer.compile is not None,
-        about={"config": cfg.values(), "classes": list(classes), "dimensions": dict(dimensions)},
+        about={"config": cfg.values(), "dimensions": dict(dimensions), **about},
     )
+
+
+def _part(net: nn.Module, name: str) -> nn.Module:
+    try:
+        return net.get_submodule(name)
+    except AttributeError:
+        raise UserError(f"model.freeze={name}: {type(net).__name__} has no such part; set model.freeze=none") from None
+
+
+def _for_classes(spec: Spec, classes: int) -> Spec:
+    """A metric that needs the number of classes, with that of the data where none is given."""
+    wants = "num_classes" in inspect.signature(locate(spec["_target_"], Metric)).parameters
+    return {"num_classes": classes, **spec} if wants else spec
 
 
 class Average(Metric):

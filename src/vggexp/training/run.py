@@ -24,6 +24,7 @@ from vggexp.checkpoints import file, io, pretrained
 from vggexp.config import precision
 from vggexp.config.instantiate import datamodule
 from vggexp.config.schema import Config, flatten
+from vggexp.data import DataModule
 from vggexp.errors import UserError, described
 from vggexp.inspection import loggers
 from vggexp.inspection.csvlog import CSVLogger
@@ -45,7 +46,7 @@ class Prepared:
     """What a run consists of, ready to train."""
 
     cfg: Config
-    data: Any
+    data: DataModule
     module: Classifier
     trainer: L.Trainer
     history: History
@@ -149,10 +150,12 @@ def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks
     say = rank_zero_only(terminal.say)
 
     data = datamodule(cfg)
-    module = from_config(cfg, data.dimensions, data.classes)
+    about = {"classes": list(data.classes), "preparation": data.preparation.values()}
+    counts = data.labels("train").bincount(minlength=len(data.classes)).tolist()
+    module = from_config(cfg, about, data.dimensions, counts)
     paths = [layout.checkpoint(folder, name) for name in (layout.LAST, layout.PREVIOUS)]
     checkpoint = io.newest(paths, folder) if resume else None
-    first_step, before, position = _resumed(checkpoint, cfg, type(data).__qualname__)
+    first_step, before, position = _resumed(checkpoint, cfg, data)
     exact = precision.resolved(cfg, before)
     if exact is not cfg:
         say(precision.line(exact))
@@ -207,10 +210,10 @@ def summarize(run: Prepared) -> dict[str, Any]:
     }
 
 
-def _resumed(path: Path | None, cfg: Config, data: str) -> tuple[int, str | None, tuple[int, int]]:
+def _resumed(path: Path | None, cfg: Config, data: DataModule) -> tuple[int, str | None, tuple[int, int]]:
     """The first step that a resumed run will log, the precision it had so far, and its position.
 
-    Refuses another run's checkpoint. `data` is the name under which Lightning has stored the data module's state.
+    Refuses another run's checkpoint, and other data.
     """
     if path is None:
         return 0, None, (0, 0)
@@ -219,9 +222,12 @@ def _resumed(path: Path | None, cfg: Config, data: str) -> tuple[int, str | None
         now, then = flatten(cfg.values()), flatten(content["config"])
         resuming.check_same({key: now[key] for key in now if key in then}, then)  # keys may have been added since
         _check_counters(content["loops"])
-        epoch, batch = content.get(data, {}).get("position") or (content["epoch"], 0)
-        return int(content["first_step"]), content.get("precision"), (int(epoch), int(batch))
+        state = content.get(type(data).__qualname__, {})  # under which name Lightning has stored it
+        epoch, batch = state.get("position") or (content["epoch"], 0)
+        found = int(content["first_step"]), content.get("precision"), (int(epoch), int(batch))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"resume={path}: is not a checkpoint that a run can resume from") from error
     except UserError as error:
         raise UserError(f"resume={path}: belongs to another run: {error}") from None
+    data.check_same(state)
+    return found

@@ -78,5 +78,6 @@ def _quiet() -> None:
         ".*GPU available but not used.*",  # trainer.accelerator=cpu
         ".*`srun` command is available on your system but is not used.*",  # one process needs none
         ".*your dataloader is not resumable.*",  # the data module, which is, starts it at the right batch
+        ".*in eval mode at the start of training.*",  # model.freeze
     ):
         warnings.filterwarnings("ignore", message)
