@@ -30,7 +30,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("benchmark-gpu: no GPU is here; make benchmark measures the CPU", file=sys.stderr)
         return 2
-    images = torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
     for size in (28, 33, 96, 224, 299):
         if not torch.equal(resize(images.cuda(), size).cpu(), resize(images, size)):
             print(f"benchmark-gpu: the resize to {size} px has other bits on the GPU", file=sys.stderr)

@@ -135,13 +135,13 @@ def torchvision(size: int, name: str, images: int) -> Callable[[], None]:
 
 def bare(size: int, name: str, images: int) -> Callable[[], None]:
     """The bare loop: the same network, order, resize, dropout, optimizer and sums as ours."""
-    from vggexp.data import FashionMNIST
+    from vggexp.data import DataModule, FashionMNIST
     from vggexp.models import VGG
     from vggexp.system import memory
 
     memory.keep_freed()
     net = VGG("vgg11", ratio=RATIO, image_size=size).to(DEVICE, memory_format=torch.channels_last)
-    data = FashionMNIST(resize=size, batch_size=BATCH, val_size=0, train_size=images)
+    data = DataModule(source=FashionMNIST(), resize=size, batch_size=BATCH, val_size=0, train_size=images)
     data.setup()
     optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True)
 
