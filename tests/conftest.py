@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = (
     *("test_launchers", "test_search", "test_benchmarks", "test_summary", "test_stops", "test_sweep", "test_fused"),
     *("test_precision", "test_options", "test_inspection", "test_processes", "test_resume", "test_terminal"),
+    *("test_photos", "test_export"),
 )
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnxruntime
@@ -93,8 +92,7 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("fit", get_args(Fit))
+@pytest.mark.parametrize(("fit", "channels"), [("stretch", 1), ("crop", 3), ("pad", 1)])
 def test_raw_images_of_any_size_are_resized_and_normalized(
     found: networks.Network, fit: Fit, channels: int, tmp_path: Path
 ) -> None:
