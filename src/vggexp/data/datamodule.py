@@ -188,8 +188,6 @@ class DataModule(L.LightningDataModule):
         self.identity = identity(parts, self.classes)
         made = {id(part): TensorDataset(part.pixels, part.labels) for part in parts.values()}
         self.sets = {name: made[id(part)] for name, part in parts.items()}
-        if self.num_workers and train.mapped and multiprocessing.get_start_method() != "fork":
-            raise UserError(f"data.num_workers={self.num_workers}: would copy the set, which lies in a file; set 0")
 
     def _part(self, name: Split) -> Images | None:
         part = self.source.load(name)
@@ -216,6 +214,8 @@ class DataModule(L.LightningDataModule):
             raise UserError(f"data.{key}: needs 1 or 3 channels, the images have {self.source.channels}; leave it out")
         if self.shift >= (least := min(parts["train"].pixels.shape[2:])):
             raise UserError(f"data.shift={self.shift}: the images have {least} pixels on a side; use less")
+        if self.num_workers and parts["train"].mapped and multiprocessing.get_start_method() != "fork":
+            raise UserError(f"data.num_workers={self.num_workers}: would copy the set, which lies in a file; set 0")
         for line in overlaps(parts, self.indices):
             rank_zero_only(terminal.say)(line, stderr=True)
 
