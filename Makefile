@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
+EXTRAS ?=
 ARGS   ?=
 # tests of a file share fixtures, so one worker runs them all; the longest files begin
 PYTEST := -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
@@ -19,21 +21,25 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
 		printf '  %-15s %s\n' "$$target" "$$text"; done
 
-setup: $(READY) ## make .venv from requirements.lock (about 6 GB on Linux, 2 minutes)
+setup: $(READY) ## make .venv from requirements.lock; EXTRAS="search ray" adds what pyproject.toml names so, dev all
+	$(if $(EXTRAS),$(BIN)/python requirements.py $(EXTRAS))
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'vggexp needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo 'this Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 2; }
-	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python requirements.py
+	@touch $@
+
+$(DEV): $(READY)
+	$(BIN)/python requirements.py dev
 	@touch $@
 
 data: $(READY) ## obtain and verify Fashion-MNIST, or ARGS="data=NAME", and say what is in it
 	$(BIN)/vggexp data $(SOURCE)
 
-train: $(READY) ## train; without ARGS the quickstart: VGG-11, ratio 4, 96 px
+train: $(READY) ## train; without ARGS the quickstart: VGG-11, ratio 4, 40 px
 	$(BIN)/vggexp train $(or $(ARGS),experiment=quickstart)
 
 speedrun: $(READY) ## train to 94 % as fast as it can, five seeds one after another
@@ -52,11 +58,10 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 check: lint ## lint and the quick tests, for before each commit (1 to 3 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test: $(READY) ## run the test suite (5 to 10 minutes on two cores)
+test: $(DEV) ## run the test suite (5 to 10 minutes on two cores)
 	$(BIN)/python $(PYTEST) $(ARGS)
 
-test-versions: $(READY) ## run the quick tests with the oldest packages allowed, and with newer Pythons
-	$(BIN)/pip install --quiet uv
+test-versions: $(DEV) ## run the quick tests with the oldest packages allowed, and with newer Pythons
 	@set -e; for each in $(VERSIONS); do \
 		python=$${each%:*} venv=$(VENV)/versions/$${each%:*}-$${each#*:}; \
 		$(BIN)/uv venv --quiet --clear --python $$python $$venv; \
@@ -64,6 +69,9 @@ test-versions: $(READY) ## run the quick tests with the oldest packages allowed,
 		echo "Python $$python, $${each#*:} versions"; \
 		$$venv/bin/python $(PYTEST) -q -m "not slow" $(ARGS); \
 	done
+	UV_PROJECT_ENVIRONMENT=$(VENV)/versions/sync $(BIN)/uv sync --quiet
+	$(VENV)/versions/sync/bin/vggexp --version
+	$(BIN)/uvx --from . vggexp --version
 
 benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
 	$(BIN)/python -m benchmarks.compare $(ARGS)
@@ -76,33 +84,32 @@ benchmark-full: data ## the same at 224 px, then scaling and start-up (about 25 
 benchmark-gpu: data ## measure whole epochs on one GPU, the table last
 	$(BIN)/python -m benchmarks.gpu
 
-equality: $(READY) ## prove that a change alters no number: ARGS="make FOLDER" before and after, ARGS="compare ONE OTHER"
+equality: $(DEV) ## prove that a change alters no number: ARGS="make FOLDER" before and after, ARGS="compare ONE OTHER"
 	$(BIN)/python -m benchmarks.equality $(ARGS)
 
-faults: $(READY) ## run every trial of the fault harness (about 45 minutes)
+faults: $(DEV) ## run every trial of the fault harness (about 45 minutes)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
-mutants: $(READY) ## break the code in 40 small places, one at a time, and name those that no test notices (more than an hour)
+mutants: $(DEV) ## break the code in 40 small places, one at a time, and name those that no test notices (more than an hour)
 	@test -x $(VENV)/mutants/bin/cosmic-ray || { $(PYTHON) -m venv $(VENV)/mutants && $(VENV)/mutants/bin/pip install --quiet cosmic-ray; }
 	$(VENV)/mutants/bin/python tests/mutants.py --python $(BIN)/python $(ARGS)
 
-audit: $(READY) ## look the locked packages up in the database of known vulnerabilities
+audit: $(DEV) ## look the locked packages up in the database of known vulnerabilities
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 
-lint: $(READY) ## check style, format and types
+lint: $(DEV) ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY) ## rewrite the code in the project's style
+format: $(DEV) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(READY) ## renew requirements.lock from pyproject.toml
-	$(BIN)/pip install --quiet uv
+lock: $(DEV) ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --no-header --extra dev pyproject.toml --output-file requirements.lock
+		--no-emit-index-url --annotate --no-header --extra dev pyproject.toml --output-file requirements.lock
 
 wheel: $(READY) ## build dist/vggexp-*.whl
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from vggexp.models.cpu import batchnorm
 from vggexp.models.cpu.fused import Block, layer_by_layer
 
+pytestmark = pytest.mark.linux  # where the kernels are compiled
+
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """The largest difference allowed, as a share of the largest value."""
 

@@ -13,6 +13,7 @@ from conftest import TESTS, TINY, configure, imports, vggexp
 from vggexp.config import compose
 from vggexp.config.instantiate import network
 from vggexp.errors import UserError
+from vggexp.models.layers import Flatten
 from vggexp.system import paths
 
 CHOICES = [
@@ -59,7 +60,7 @@ def test_a_plain_vgg_trains_on_all_training_images_and_is_tested_once(name: str)
     cfg = configure(f"experiment={name}")
     assert (cfg.data.val_size, cfg.data.train_size, cfg.data.test_each_epoch) == (0, None, False)
     net = network(cfg.model.spec(), {"image_size": cfg.data.resize, "in_channels": 1, "num_classes": 10})
-    kinds = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear, nn.Flatten}
+    kinds = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear, Flatten}
     layers = [module for module in net.modules() if not list(module.children())]
     assert {type(layer) for layer in layers} == kinds
     assert {layer.kernel_size for layer in layers if isinstance(layer, nn.Conv2d)} == {(3, 3)}
@@ -94,7 +95,7 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("model.init=kayming", "model.init=kayming did you mean kaiming?"),
         ("data.resize=31", "data.resize=31: too small data.resize=32"),
         ("model.arch=vgg12", "model.arch=vgg12: vgg11, vgg19"),
-        ("data.resize=0", "data.resize=0: greater than or equal to 1"),
+        ("data.resize=0", "data.resize=0: integer from 1 to 10000"),
         ("inspect.show=[gauges,picture]", "inspect.show=picture: pictures"),
         ("inspect.show=[evil.Evil]", "inspect.show.0=evil.Evil: allowed_packages=[evil]"),
         ("+metrics.f1._target_=evil.Evil", "metrics.f1._target_=evil.Evil: allowed_packages=[evil]"),
@@ -104,6 +105,12 @@ def test_experiment_files_begin_with_their_command(path: Path) -> None:
         ("model.blocks=[]", "model.blocks=[]: 1 item"),
         ("model.batch_norm=2", "model.batch_norm=2: boolean"),
         ("data.resize=64.5", "data.resize=64.5: integer"),
+        ("data.resize={0:64,5:10001}", "data.resize={0:64,5:10001}: from 1 to 10000 {0:64,5:96}"),
+        ("data.resize={0:64,half:96}", "data.resize={0:64,half:96}: integer schedule {0:64,5:96}"),
+        ("data.resize={1:64}", "data.resize={1:64}: begin at epoch 0"),
+        ("data.resize={0:64,5:96,3:80}", "data.resize={0:64,5:96,3:80}: epochs must rise"),
+        ("data.resize={0:31,5:96}", "data.resize={0:31,5:96}: too small data.resize=32"),
+        ("data.seed=-1", "data.seed=-1: greater than or equal to 0"),
         ("data.batch_size=0", "data.batch_size=0: greater than or equal to 1"),
         ("data.val_size=-1", "data.val_size=-1: must be a number of images, or a share of them between 0 and 1"),
         ("data.test_each_epoch=maybe", "data.test_each_epoch=maybe: boolean"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import synthetic
-from conftest import refusal
+from conftest import QUICK, configure, refusal
 from synthetic import TEST, TRAIN
 from vggexp.data import DataModule, datamodule
 from vggexp.data.augment import Augmentation
@@ -20,6 +20,8 @@ from vggexp.data.resize import resize
 from vggexp.data.source import Images, Source, Split
 from vggexp.errors import UserError
 from vggexp.system.seeds import AUGMENTATION, seed_at
+from vggexp.system.signals import Signals
+from vggexp.training.run import prepare
 
 
 def module(**options: Any) -> DataModule:
@@ -108,6 +110,30 @@ def test_train_size_takes_a_stratified_part_of_the_rest() -> None:
     data = module(train_size=50)
     assert torch.bincount(data.sets["train"].tensors[1][data.indices["train"]]).tolist() == [5] * 10
     assert not set(data.indices["train"].tolist()) & set(data.indices["val"].tolist())
+
+
+def test_the_split_follows_data_seed_and_everything_else_the_seed(tmp_path: Path) -> None:
+    def built(*options: str) -> tuple[list[int], list[int], Tensor]:
+        """The validation and the training images, and the first weights."""
+        cfg = configure(*QUICK, "data.train_size=200", *options)
+        made = prepare(cfg, tmp_path / "run", False, Signals(), (), lambda epoch, batch: None)
+        val, train = (made.data.indices[part].tolist() for part in ("val", "train"))
+        return val, train, next(made.module.net.parameters())
+
+    val, train, weights = built("seed=1")
+    for options in (["seed=1", "data.seed=1"], ["seed=2", "data.seed=1"]):
+        assert built(*options)[:2] == (val, train)
+    other = built("seed=1", "data.seed=2")
+    assert (other[0] != val, other[1] != train) == (True, True)
+    assert torch.equal(other[2], weights)
+    assert not torch.equal(built("seed=2", "data.seed=1")[2], weights)
+
+    def places(options: dict[str, int]) -> list[int]:
+        """Where the images of the first batch stand among the training images."""
+        data = module(**options)
+        return [data.indices["train"].tolist().index(n) for n in next(iter(data.loader("train").sampler)).tolist()]
+
+    assert places({"seed": 1}) == places({"seed": 1, "split_seed": 2}) != places({"seed": 2, "split_seed": 1})
 
 
 @pytest.mark.parametrize(

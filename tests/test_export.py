@@ -78,7 +78,7 @@ def test_the_command_writes_three_files_that_agree_with_the_network_for_any_batc
 
     net = network(found.cfg.model.spec(), found.dimensions)
     assert "loaded 22 of 22" in weights.load(net, str(folder / "model.safetensors"))
-    assert all(torch.equal(value, found.module.net.state_dict()[key]) for key, value in net.state_dict().items())
+    assert all(torch.equal(value, found.module.state_dict()[key]) for key, value in net.state_dict().items())
     extra = dict.fromkeys(("model", "classes", "input", "run", "config_hash"), "")
     torch.export.load(str(folder / "model.pt2"), extra_files=extra)
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -135,9 +135,9 @@ def test_large_logits_may_differ_by_more(
     for factor in (0.5, 2.0):
         off = factor * export.TOLERANCE * max(1.0, 1000 * largest)
         monkeypatch.setattr(export, "_safetensors", lambda *args, off=off: original(*args) + off)
-        scaled = replace(found, module=copy.deepcopy(found.module))
+        scaled = replace(found, classifier=copy.deepcopy(found.classifier))
         with torch.no_grad():
-            for weight in scaled.module.net.classifier[-1].parameters():
+            for weight in scaled.module.classifier[-1].parameters():
                 weight *= 1000
         call = functools.partial(export.export, scaled, tmp_path / str(factor), ["safetensors"], "tensor")
         (tmp_path / str(factor)).mkdir()

@@ -4,8 +4,9 @@ import csv
 import json
 import math
 import signal
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor, nn
@@ -28,10 +29,10 @@ from vggexp.checkpoints import file as checkpoint
 from vggexp.config.instantiate import datamodule, network
 from vggexp.data import DataModule, FashionMNIST
 from vggexp.data.preparation import Preparation
-from vggexp.inspection import base, callbacks, distributions, figures, loggers, pictures, projection
+from vggexp.inspection import base, callbacks, figures, health, pictures, projection
 from vggexp.inspection.loggers import Board
 from vggexp.inspection.predictions import Predictions
-from vggexp.runs import manifest
+from vggexp.runs import manifest, metrics
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 ALL = ("inspect=default", "trainer.log_every_n_steps=2")
@@ -131,12 +132,8 @@ def test_hparams_have_the_final_results(shown: Run) -> None:
     content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
     assert session.hparams["data.resize"].number_value == 32
-    experiment = plugin_data_pb2.HParamsPluginData.FromString(
-        read.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    ).experiment
-    metrics = [info.name.tag for info in experiment.metric_infos]
-    assert set(metrics) == {*SCORES, "images_per_second"}
-    assert all(read.Scalars(tag) for tag in metrics)
+    assert set(metrics.RESULTS) == {*SCORES, "images_per_second"}
+    assert all(read.Scalars(tag) for tag in metrics.RESULTS)
     assert "hp_metric" not in read.Tags()["scalars"]
 
 
@@ -191,7 +188,7 @@ def test_a_dead_relu_is_counted_and_a_live_one_is_not() -> None:
         net[0].bias.copy_(torch.tensor([-100.0, 1.0, 1.0, -100.0]))
     with base.watched(trainer, net, base.layers_of(net, nn.ReLU)) as outputs:
         base.forward(trainer, net, torch.rand(5, 1, 4, 4))
-    silent = distributions.silent(outputs["1"])
+    silent = health.silent(outputs["1"])
     assert silent.tolist() == [True, False, False, True]
     assert net.training
     assert not net[1]._forward_hooks
@@ -298,13 +295,31 @@ def test_the_csv_logger_alone_writes_no_events(train: Train) -> None:
     assert "grad_norm" in (run.folder / "metrics.csv").read_text().splitlines()[0]
 
 
+MORE = ("resume=outputs/run", "trainer.max_epochs=3", "allowed_packages=[synthetic]")
+Points = list[tuple[str, int, float]]
+MEASURED = ("epoch", "images_per_second", "memory_gib", "train_seconds")
+"""Names of which the values differ from run to run, and one that Lightning adds to whatever it logs."""
+
+
+def ends(folder: Path, *args: str, sabotage: tuple[str, int]) -> int:
+    """Runs `vggexp train` until the sabotage ends it; returns the exit code."""
+    return server().start("train", *args, cwd=folder, env=environment(), sabotage=[sabotage]).wait(60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train: Train) -> Points:
+    """What a run of three epochs logs, each name and step once."""
+    run = train(*ALL, "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=3")
+    rows = csv.DictReader((run.folder / "metrics.csv").open())
+    points = [(name, int(row["step"]), float(text)) for row in rows for name, text in row.items() if text]
+    return sorted(point for point in points if point[0] not in (*MEASURED, "step"))
+
+
 @pytest.mark.slow
-def test_mlflow_has_numbers_and_pictures_and_continues_the_same_run(tmp_path: Path) -> None:
-    """A run that is killed after it has logged more than it saved, then stopped, then resumed with more epochs."""
+def test_mlflow_has_each_point_once_and_the_true_status_whatever_happens(tmp_path: Path, undisturbed: Points) -> None:
+    """A run that is killed after it has logged more than it saved, fails, is stopped and goes on with more epochs."""
     args = [*QUICK, *ALL, "logger=mlflow", "hydra.run.dir=outputs/run", "trainer.log_every_n_steps=1"]
-    trained = [("kill_in_validation", 2)]
-    killed = server().start("train", *args, cwd=tmp_path, env=environment(), sabotage=trained)
-    assert killed.wait(60) == -signal.SIGKILL
+    assert ends(tmp_path, *args, sabotage=("kill_in_validation", 2)) == -signal.SIGKILL
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
@@ -314,50 +329,77 @@ def test_mlflow_has_numbers_and_pictures_and_continues_the_same_run(tmp_path: Pa
         (run,) = client.search_runs([experiment.experiment_id])
         return run
 
-    more = ["resume=outputs/run", "trainer.max_epochs=3", "allowed_packages=[synthetic]"]
-    stopped = server().start("train", *more, cwd=tmp_path, env=environment(), sabotage=[("stop_at", 3)])
-    assert stopped.wait(60) == 143
+    assert only().info.status == "RUNNING"
+    assert ends(tmp_path, *MORE, sabotage=("nan_loss", 2)) == 3
+    assert only().info.status == "FAILED"
+    assert ends(tmp_path, *MORE, sabotage=("stop_at", 3)) == 143
     assert only().info.status == "KILLED"
-    assert (done := vggexp("train", *more, cwd=tmp_path)).returncode == 0, done.stderr
-    assert "look inside    mlflow ui" in done.stdout
+    assert (done := vggexp("train", *MORE, cwd=tmp_path)).returncode == 0, done.stderr
+    assert "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db" in done.stdout
     run, result = only(), manifest.load(tmp_path / "outputs" / "run", "")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["final/test/acc"] == pytest.approx(result["test/acc"])
     assert (run.data.params["data.resize"], run.data.params["trainer.max_epochs"]) == ("32", "2")
     assert run.data.tags["resumed.trainer.max_epochs"] == "3"
-    for name in ("val/acc", "train/loss", "lr", "images_per_second"):
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
-        assert len(steps) == len(set(steps)) >= 3, name
+    names = [name for name in run.data.metrics if name not in MEASURED and not name.startswith("final/")]
+    points = [(name, e.step, e.value) for name in names for e in client.get_metric_history(run.info.run_id, name)]
+    assert sorted(points) == undisturbed
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "images_per_second")]
+    assert steps == [4, 9, 14]
     assert list((tmp_path / "outputs" / "mlflow").rglob("filters/first_layer/*.png"))
 
 
+def records(data: bytes) -> Iterator[bytes]:
+    """The records of a log as LevelDB writes it, after a header of 7 bytes; the last may be cut short."""
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        if 2**15 - place % 2**15 < 7:  # the rest of a block holds no record
+            place += 2**15 - place % 2**15
+        _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4) and place <= len(data):  # whole, or a record's last part
+            yield parts
+            parts = b""
+
+
+def offline(folder: Path) -> tuple[dict[str, list[int]], Points, list[int]]:
+    """What W&B has written: the steps of each name, the numbers, and the exit codes, of all parts of a run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    steps: dict[str, list[int]] = {}
+    numbers: Points = []
+    codes = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for record in map(Record.FromString, records(path.read_bytes())):
+            if record.HasField("exit"):
+                codes.append(record.exit.exit_code)
+            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            step = row.pop("trainer/global_step", -1)
+            for name in [name for name in row if not name.startswith("_")]:
+                steps.setdefault(name, []).append(step)
+                numbers += [(name, step, row[name])] if isinstance(row[name], int | float) else []
+    return steps, sorted(numbers), codes
+
+
 @pytest.mark.slow
-def test_wandb_logs_offline_and_says_how_the_parts_of_a_resumed_run_are_sent(tmp_path: Path) -> None:
-    args = [*QUICK, *ALL, "logger=wandb", "hydra.run.dir=outputs/run"]
-    done = vggexp("train", *args, cwd=tmp_path)
+def test_wandb_has_each_point_once_and_how_a_run_ended(tmp_path: Path, undisturbed: Points) -> None:
+    args = [*QUICK, *ALL, "logger=wandb", "hydra.run.dir=outputs/run", "trainer.log_every_n_steps=1"]
+    assert ends(tmp_path, *args, sabotage=("kill_in_validation", 2)) == -signal.SIGKILL
+    assert ends(tmp_path, *MORE, sabotage=("nan_loss", 2)) == 3
+    done = vggexp("train", *MORE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "look inside    wandb sync outputs/run/wandb/offline-run-*" in done.stdout
-    (log,) = (tmp_path / "outputs" / "run" / "wandb").rglob("*.wandb")
-    assert log.stat().st_size > 10_000
-    assert list((tmp_path / "outputs" / "run" / "wandb").rglob("*.png"))
-    more = ["resume=outputs/run", "trainer.max_epochs=3", "allowed_packages=[synthetic]"]
-    again = vggexp("train", *more, cwd=tmp_path)
-    name = (tmp_path / "outputs" / "run" / "logger_id.txt").read_text().strip()
-    assert f"wandb sync --id {name} outputs/run/wandb/offline-run-*" in again.stdout
-
-
-def test_wandb_gets_what_is_saved_and_nothing_that_a_resumed_run_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[Any] = []
-    monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics, step: logged.append((metrics, step)))
-    monkeypatch.setattr(WandbLogger, "finalize", lambda self, status: None)
-    logger = loggers._WandB(offline=True, id="none")
-    logger.log_metrics({"a": 1.0}, 1)
-    logger.save()
-    logger.log_metrics({"a": 2.0}, 2)
-    logger.finalize("failed")
-    assert logged == [({"a": 1.0}, 1)]
-    logger.finalize("success")
-    assert logged == [({"a": 1.0}, 1), ({"a": 2.0}, 2)]
+    folder = tmp_path / "outputs" / "run"
+    name = (folder / "logger_id.txt").read_text().strip()
+    assert f"look inside    wandb sync --id {name} outputs/run/wandb/offline-run-*" in done.stdout
+    steps, numbers, codes = offline(folder)
+    names = {name for name, *_ in undisturbed}
+    assert [point for point in numbers if point[0] in names] == undisturbed
+    assert steps["images_per_second"] == [4, 9, 14]
+    assert codes[-2:] == [1, 0]
+    assert steps["run/config.path"] == [0]
+    assert steps["filters/first_layer.filenames"] == steps["weights/features.0.0.bins"] == [4, 9, 14]
+    assert list((folder / "wandb").rglob("*.png"))
 
 
 @pytest.mark.slow

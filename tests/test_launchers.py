@@ -192,7 +192,7 @@ def test_a_launcher_whose_package_is_missing_is_named(monkeypatch: pytest.Monkey
         config = session.sweep_config(tmp_path)
         text = refusal(lambda: launcher.make(session, print, config))
     assert text.startswith("hydra/launcher=submitit_slurm: ")
-    assert text.endswith("pip install 'vggexp[submitit]'")
+    assert text.endswith("make setup EXTRAS=submitit")
     assert configure(*SMALL)  # no state of Hydra is left behind
 
 

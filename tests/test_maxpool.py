@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from vggexp.models import VGG
 from vggexp.models.cpu import compiler, fused, maxpool
 
+pytestmark = pytest.mark.linux  # where the kernels are compiled
+
 POOL = nn.MaxPool2d(2)
 TYPES = [torch.float32, torch.bfloat16]
 

@@ -25,6 +25,7 @@ def test_auto_means_bf16_where_the_hardware_supports_it(
     assert precision.resolved(configure("trainer.precision=32-true")).trainer.precision == "32-true"
 
 
+@pytest.mark.linux
 def test_a_cpu_supports_bf16_exactly_if_its_flags_say_so() -> None:
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
     assert hardware.multiplies_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))

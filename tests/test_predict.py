@@ -223,6 +223,7 @@ def test_broken_metadata_and_readers_that_raise_anything(tmp_path: Path, monkeyp
     assert refusals(tmp_path / "a.png") == ([], {"a.png": "'nothing'"}, [])
 
 
+@pytest.mark.linux
 def test_a_pipe_is_read_once_and_patterns_go_deeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     Image.fromarray(PIXELS[0]).save(tmp_path / "deep" / "er" / "a.png")
@@ -300,6 +301,7 @@ def test_a_wrong_option_gives_one_line(option: str, words: str, tmp_path: Path) 
     assert words in done.stderr
 
 
+@pytest.mark.linux
 def test_what_a_pattern_or_a_link_leads_to(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "dead.png").symlink_to(tmp_path / "nothing.png")

@@ -148,7 +148,7 @@ def test_the_files_contain_what_the_runs_contain(
     assert "| 64 | 0.001 | 3 | 0.8800 ± 0.0100 |" in text
     assert r"out of | memory" in text
     drawn = {path.name for path in (folder / "report" / "figures").iterdir()}
-    names = ("curves", "time", "heatmap", "pareto", "parallel", "comparison")
+    names = ("curves", "time", "heatmap", "pareto", "comparison")
     assert drawn == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "val/acc" in (folder / "report" / "figures" / "curves.svg").read_text()
     assert "seconds of training" in (folder / "report" / "figures" / "time.svg").read_text()
@@ -282,18 +282,6 @@ def test_runs_of_different_kinds_have_tables_of_their_own(sweep: Sweep, tmp_path
     by_resize = collect.collect([one], runs.find([one]), collect.Choices(group=["data.resize"])).parts
     assert [each.title for each in by_resize] == ["32", "64"]
     assert refusal(lambda: part(one, group=["foo"])) == "group=foo: no run has that"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_all_axes_are_drawn_side_by_side_where_there_are_several(sweep: Sweep, tmp_path: Path, axes: int) -> None:
-    folder = sweep(resizes=(32, 64) if axes > 1 else (32,), seeds=(0,))
-    if axes == 3:
-        for n, run in enumerate(runs.find([folder])):
-            config = run.result["config"]
-            change(run.folder, config=config | {"model": config["model"] | {"dropout": n // 2 / 10 + n % 2 / 7}})
-    assert len(part(folder).axes) == axes
-    assert ("parallel" in figures.draw(part(folder), tmp_path)) == (axes > 1)
 
 
 def test_a_report_can_be_narrowed_and_ordered(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:

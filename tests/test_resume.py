@@ -28,6 +28,7 @@ from vggexp.training.run import run
     [
         (["optimizer.lr=0.1"], "optimizer.lr=0.1: the run has 0.002"),
         (["data.resize=64"], "data.resize=64: the run has 32"),
+        (["data.seed=0"], "data.seed=0: the run has None"),
         (["trainer.max_epochs=1"], "trainer.max_epochs=1: the run has 2; a resumed run can only have more"),
         (["trainer.max_epochs=many"], "trainer.max_epochs=many"),
         (["model=vgg16"], "model=vgg16: cannot be chosen again"),

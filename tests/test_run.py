@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -22,8 +23,9 @@ from synthetic import TEST
 from vggexp.config.instantiate import network
 from vggexp.errors import UserError
 from vggexp.inference.load import load
-from vggexp.runs import manifest
+from vggexp.runs import manifest, read
 from vggexp.system.signals import Interrupted, Signals
+from vggexp.training.classifier import Classifier
 from vggexp.training.run import run
 
 SCORES = {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"}
@@ -66,15 +68,52 @@ def test_metrics_csv_agrees_with_the_result(trained: Run) -> None:
     assert (both - first) * speeds[1] == pytest.approx(first * speeds[0], rel=1e-3)  # both epochs have as many images
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_rows_within_an_epoch_tell_the_loss_since_the_row_before(train: Callable[..., Run], every: int) -> None:
+    """An epoch has 300 images in 5 batches, the last of 44; its rows together give its loss."""
+    done = train(f"trainer.log_every_n_steps={every}")
+    rows = [row for row in read.rows(done.folder / "metrics.csv") if "train/loss_step" in row]
+    steps = list(range(5)) if every == 1 else [0, 2, 4]
+    assert [(int(row["epoch"]), int(row["step"])) for row in rows] == [(n, 5 * n + s) for n in (0, 1) for s in steps]
+    assert all(row.keys() == {"epoch", "step", "lr", "train/loss_step"} for row in rows)
+    images = [64] * 4 + [44] if every == 1 else [64, 128, 108]
+    epochs = read.epochs(done.folder)
+    assert [epoch.keys() & {"lr", "train/loss_step"} for epoch in epochs] == [set(), set()]
+    for n, epoch in enumerate(epochs):
+        losses = [float(row["train/loss_step"]) for row in rows[n * len(steps) : (n + 1) * len(steps)]]
+        assert len(set(losses)) == len(losses)
+        mean = sum(loss * count for loss, count in zip(losses, images, strict=True)) / 300
+        assert mean == pytest.approx(epoch["train/loss"], rel=1e-6)
+
+
+def test_rows_within_an_epoch_count_steps_not_batches(train: Callable[..., Run]) -> None:
+    """Five batches are two steps of two, and one of one at the epoch's end."""
+    done = train("trainer.log_every_n_steps=1", "trainer.accumulate_grad_batches=2")
+    rows = [row for row in read.rows(done.folder / "metrics.csv") if "train/loss_step" in row]
+    assert [int(row["step"]) for row in rows] == list(range(6))
+
+
+def test_a_long_epoch_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been logged within the epoch is in the file when the next batch is drawn."""
+    seen: list[int] = []
+    original = Classifier.training_step
+
+    def look(module: Classifier, *args: Any) -> dict[str, torch.Tensor]:
+        seen.append(len(list(read.rows(tmp_path / "metrics.csv"))))
+        return original(module, *args)
+
+    monkeypatch.setattr(Classifier, "training_step", look)
+    run(configure(*QUICK, "trainer.max_epochs=1", "trainer.log_every_n_steps=2"), tmp_path)
+    assert seen == [0, 1, 1, 2, 2]
+
+
 def test_tensorboard_shows_the_same_values_and_a_row_of_hparams(trained: Run) -> None:
     events = EventAccumulator(str(trained.folder)).Reload()
     columns = logged(trained.folder)
     for name in (*SCORES, "lr", "images_per_second"):
         assert [s.value for s in events.Scalars(name)] == pytest.approx(columns[name], rel=1e-6)
     assert "hp_metric" not in events.Tags()["scalars"]
-    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    assert {name.encode() in content for name in SCORES} == {True}
-    assert b"model.ratio" in content
+    assert b"model.ratio" in events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
 
 
 def score(checkpoint: Path, done: Run) -> tuple[float, float]:

@@ -128,6 +128,7 @@ def test_runs_are_removed_when_it_is_confirmed(outputs: Path, capsys: pytest.Cap
     ]
 
 
+@pytest.mark.linux
 def test_what_is_never_removed(outputs: Path, tmp_path: Path, trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     foreign = copies(trained, tmp_path / "elsewhere", resizes=(32,), lrs=(0.1,), seeds=(0,))
     (outputs / "link").symlink_to(foreign / "0", target_is_directory=True)
@@ -186,3 +187,8 @@ def test_runs_that_have_no_results_yet_are_listed(outputs: Path, capsys: pytest.
 def test_there_are_no_runs_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "there is no run under outputs/" in refusal(lambda: command.main([]))
+
+
+def test_keys_are_shortened_where_that_names_one_of_them_only() -> None:
+    assert read.short(["data.resize", "optimizer.lr", "seed"]) == ["resize", "lr", "seed"]
+    assert read.short(["data.seed", "optimizer.lr", "scheduler.lr"]) == ["data.seed", "optimizer.lr", "scheduler.lr"]

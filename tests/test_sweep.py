@@ -300,9 +300,7 @@ def test_jobs_that_start_together_divide_the_threads(
     monkeypatch.setattr(sweep.launcher, "make", lambda *_: fake)
     with compose.session(compose.parse(["-m", *SMALL, "hydra/launcher=submitit_local"])) as session:
         entries = [overview.Entry(tmp_path / str(n), [f"seed={n}"], session.job().cfg) for n in range(count)]
-        made = Grid(session)
-        made.task = lambda _: None
-        made.launch(tmp_path, entries)
+        Grid(session).launch(tmp_path, entries)
     assert os.environ["OMP_NUM_THREADS"] == threads
     assert [job[0] for job in launched[0]] == [f"seed={n}" for n in range(count)]
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from conftest import QUICK, Run, configure, refusal, started, vggexp
 from test_sweep import FORK
 from vggexp.commands import tensorboard
-from vggexp.report import names
+from vggexp.report import columns, names
 from vggexp.runs import manifest
 from vggexp.runs import read as runs
 
@@ -28,11 +30,17 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(sweep: Path) -> Iterator[str]:
-    """The address of TensorBoard, started by the command."""
+def link(sweep: Path) -> Iterator[str]:
+    """The address that the command prints, which says nothing else."""
     with started(sweep.parents[1], "last", "port=0", command="tensorboard") as process:
         process.wait_for_output("http")
         yield process.output.split()[1]
+        assert process.errors == ""
+
+
+@pytest.fixture(scope="module")
+def url(link: str) -> str:
+    return link.partition("#")[0]
 
 
 @pytest.fixture
@@ -103,8 +111,8 @@ def test_scalars_match_the_run(page: Page, url: str, sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_three_stages_share_a_chart(page: Page, url: str) -> None:
-    page.goto(f"{url}#custom_scalars")
+def test_the_link_shows_the_curves_and_the_three_stages_share_a_chart(page: Page, link: str) -> None:
+    page.goto(link)
     expect(page.get_by_text("1 training")).to_be_visible()
     expect(page.get_by_text("Matches (6)").first).to_be_attached()  # the loss of three stages in two runs
 
@@ -126,10 +134,10 @@ def test_images_are_listed_and_loaded(page: Page, url: str) -> None:
 def test_hparams_compare_the_runs_by_final_results(page: Page, url: str, sweep: Path) -> None:
     page.goto(f"{url}#hparams")
     table = page.locator("tf-hparams-table-view")
-    page.locator("tf-hparams-query-pane paper-checkbox", has_text="optimizer.lr").click()
-    expect(table).to_contain_text("optimizer.lr")
-    expect(table).to_contain_text("test/acc")
-    expect(table).not_to_contain_text("hp_metric")
+    shown = ("optimizer.lr", "val/acc", "val/loss", "test/acc", "test/loss", "images_per_second")
+    expect(table).to_contain_text(re.compile(r"\s*".join(map(re.escape, shown))))
+    boxes = page.locator("tf-hparams-query-pane paper-checkbox.hparam-checkbox")
+    expect(boxes).to_have_text([re.compile(r"^\s*optimizer.lr\s*$")])
     for n, name in enumerate(NAMES):
         loss = manifest.load(sweep / str(n), "")["test/loss"]
         expect(table.get_by_role("row", name=re.compile(f"^{name} .* {loss:.4f} "))).to_be_attached()
@@ -172,3 +180,21 @@ def test_nothing_is_requested_from_other_servers(page: Page, url: str) -> None:
         page.wait_for_timeout(1500)
     assert asked
     assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
+
+
+def test_the_table_has_what_varies_and_is_written_anew_when_something_else_does(sweep: Path, tmp_path: Path) -> None:
+    found = runs.find([sweep])
+    assert columns.columns(found) == {"optimizer.lr": True}
+    other = found[0]._replace(config=found[0].config | {"model.arch": "vgg13"})
+    assert columns.columns([*found, other]) == {"model.arch": False, "optimizer.lr": True}
+    alone = columns.columns(found[:1])
+    assert {"data.resize", "seed"} < set(alone)
+    assert not [key for key in alone if key.startswith(("logger.", "inspect."))]
+    for wanted in (alone, {"optimizer.lr": True}):
+        columns.write(wanted, tmp_path)
+        (folder,) = tmp_path.iterdir()
+        read = EventAccumulator(str(folder)).Reload()
+        content = read.SummaryMetadata("_hparams_/experiment").plugin_data.content
+        experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
+        assert [info.name for info in experiment.hparam_infos] == list(wanted)
+        assert [info.name.tag for info in experiment.metric_infos][:2] == ["val/acc", "val/loss"]

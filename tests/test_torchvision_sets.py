@@ -386,6 +386,7 @@ def test_a_killed_extraction_is_done_again(
     check(made, source)
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("name", ["MNIST", "CIFAR10"])
 def test_processes_at_once_download_once(
     name: str,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vggexp.data import DataModule, FashionMNIST
 from vggexp.models import VGG
 from vggexp.models.architecture import KERNELS
+from vggexp.models.layers import Flatten
 
 
 def shapes(net: VGG, images: Tensor) -> list[tuple[int, ...]]:
@@ -147,7 +148,7 @@ def test_inits_keep_images_apart_through_19_layers(init: Literal["kaiming", "xav
 
 def test_without_hidden_units_one_linear_layer_classifies() -> None:
     net = VGG(blocks=[[1, 8], [1, 16]], hidden=0, image_size=28)
-    assert [type(layer) for layer in net.classifier] == [nn.Flatten, nn.Linear]
+    assert [type(layer) for layer in net.classifier] == [Flatten, nn.Linear]
     assert net(torch.rand(3, 1, 28, 28)).shape == (3, 10)
 
 

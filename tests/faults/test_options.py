@@ -29,7 +29,8 @@ CHOICES: dict[str, list[Any]] = {
 """Config groups, and how the run is launched."""
 
 VALUES: dict[str, list[Any]] = {
-    "data.resize": [32, 65],
+    "data.resize": [32, 65, "{0:32,1:65}"],
+    "data.seed": [None, 1],
     "data.batch_size": [64, 50],
     "data.val_size": [100, 0],
     "data.train_size": [None, 130],

@@ -177,16 +177,9 @@ def read(path: Path, trailer: int = 0) -> dict[Any, Any]:
             raise
         except OSError as error:
             raise Refused(f"{error.strerror or 'is damaged'}; use an intact file") from error
-        except FAULTS as error:
+        except Exception as error:  # unpickling raises anything on bytes that are not a weights file
             raise Refused("is damaged or not a weights file; use an intact one") from error
     return content
-
-
-FAULTS = (
-    *(EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, ImportError),
-    *(struct.error, zipfile.BadZipFile, pickle.UnpicklingError, MemoryError, ArithmeticError),
-)
-"""What unpickling raises on bytes that are not a weights file."""
 
 
 def _unpickle(file: Any) -> tuple[Any, dict[str, _Storage]]:

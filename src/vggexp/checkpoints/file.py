@@ -12,7 +12,7 @@ import torch
 
 from vggexp.checkpoints import archive
 from vggexp.errors import NON_FINITE, UserError
-from vggexp.system import files
+from vggexp.system import files, paths
 
 MARK = b"vggexp-sha256:"
 """The 64 hexadecimal digits of the checksum follow it; together they are the last bytes of our files."""
@@ -115,7 +115,7 @@ def _read_safetensors(path: Path, label: str) -> dict[str, Any]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise UserError(f"{label}: needs the package safetensors: pip install 'vggexp[export]'", 1) from error
+        raise UserError(f"{label}: needs the package safetensors; {paths.install('export')}", 1) from error
     try:
         with open(path, "rb") as file:
             if (length := int.from_bytes(file.read(8), "little")) > LARGEST_HEADER:

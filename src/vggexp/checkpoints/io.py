@@ -1,6 +1,5 @@
 """How Lightning saves and finds the checkpoints of a run: each is written whole or not at all."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from vggexp.checkpoints import file as checkpoint
 from vggexp.errors import NON_FINITE, UserError
-from vggexp.system.files import replacing
+from vggexp.system.files import replace, replacing
 from vggexp.system.terminal import argument, say
 
 
@@ -26,7 +25,7 @@ class CheckpointFiles(CheckpointIO):
     def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Refuses weights that are not finite; whatever goes wrong, the files before it are kept."""
         path = Path(path)
-        for name, weight in content["state_dict"].items():
+        for name, weight in [*content["state_dict"].items(), *content.get("current_model_state", {}).items()]:
             if weight.is_floating_point() and not bool(weight.isfinite().all()):
                 message = "holds values that are not finite, so it is not saved; try a smaller optimizer.lr"
                 raise UserError(f"{name}: {message}", NON_FINITE)
@@ -37,7 +36,7 @@ class CheckpointFiles(CheckpointIO):
             with replacing(path) as temporary:
                 checkpoint.write(content, temporary)
                 if path.name in self.rotate and path.exists():
-                    os.replace(path, path.with_name(self.rotate[path.name]))
+                    replace(path, path.with_name(self.rotate[path.name]))
         except OSError as error:
             advice = (
                 f"the checkpoints saved before are intact: make room, then {argument(path.parent.parent, 'resume')}"
@@ -47,7 +46,8 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a file onto the CPU; nothing that it holds is ever run, whatever `weights_only` says."""
         content = checkpoint.read(Path(path), "checkpoint")
-        checkpoint.check_finite(content["state_dict"], f"checkpoint={path}")
+        for weights in (content["state_dict"], content.get("current_model_state", {})):
+            checkpoint.check_finite(weights, f"checkpoint={path}")
         return content
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -64,7 +64,7 @@ def newest(paths: Sequence[Path], run: Path) -> Path | None:
     for path in paths:
         if (problem := checkpoint.damage(path)) is None:
             for other in damaged:
-                os.replace(other, other.with_suffix(".damaged"))  # else the next save would rotate it over the good one
+                replace(other, other.with_suffix(".damaged"))  # else the next save would rotate it over the good one
             return path
         damaged.append(path)
         if path != paths[-1]:

@@ -26,7 +26,6 @@ EXAMPLES, MOST_CLASSES = 8, 20  # on the contact sheet: images of each class, an
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit code."""
     logging.basicConfig(format="%(message)s")
     export, args = options.take("export", args)
     sheet, args = options.take("sheet", args)

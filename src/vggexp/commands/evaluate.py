@@ -26,7 +26,6 @@ class Evaluate(options.Options):
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit code."""
     given, overrides = options.parse(Evaluate, args, load.OVERRIDABLE)
     network = load.load(given.run, overrides)
     folder = given.output or network.folder / layout.EVALUATION

@@ -23,7 +23,7 @@ from vggexp.commands import options
 from vggexp.errors import UserError
 from vggexp.inference import load
 from vggexp.runs import layout
-from vggexp.system import files, terminal
+from vggexp.system import files, paths, terminal
 
 Format = Literal["onnx", "torch", "safetensors"]
 
@@ -38,7 +38,6 @@ class Export(options.Options):
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit code."""
     given, overrides = options.parse(Export, args, load.OVERRIDABLE)
     network = load.load(given.run, overrides)
     folder = given.output or network.folder / layout.EXPORT
@@ -48,7 +47,7 @@ def main(args: list[str]) -> int:
         with files.writing(folder, f"output={folder}"):
             differences = export(network, folder, given.formats, given.input)
     except ImportError as error:
-        raise UserError(f"formats: {error.name} is not installed: pip install 'vggexp[export]'", 1) from error
+        raise UserError(f"formats: {error.name} is not installed; {paths.install('export')}", 1) from error
     rows = [
         [path := folder / FILES[name], f"{path.stat().st_size / 2**20:.1f} MiB", f"{difference:.1e}"]
         for name, difference in differences.items()

@@ -74,17 +74,14 @@ def main(args: list[str]) -> int:
     if given.output and any(given.output.resolve() == path.resolve() for path in paths):
         raise UserError(f"output={given.output}: is one of the pictures; name another file")
     network = load.load(given.run, overrides)
-    from vggexp.inference.predict import predict
+    from vggexp.inference.predict import form_of, predict
 
     hidden = len(paths) < 2 or not console.is_terminal
     device = hardware.device(given.device)
     if given.device not in ("auto", device.type):
         raise UserError(f"device={given.device}: is not available here; set device=auto")
-    ready, channels = network.preparation, network.dimensions["in_channels"]
-    if channels not in (1, 3):
-        raise UserError(f"run={given.run}: its network takes {channels} channels; predict reads pictures of 1 or 3")
-    prepared = pictures.Form(3 if channels == 3 else 1, ready.side, ready.fit, given.invert)
-    on_black = channels == 1 and network.cfg.data.target != "vggexp.data.Folder" and not given.invert
+    prepared = form_of(network, given.invert)
+    on_black = prepared.channels == 1 and network.cfg.data.target != "vggexp.data.Folder" and not given.invert
     images = pictures.read(track(paths, "reading", console=console, disable=hidden), prepared, refuse, note)
     light: list[str] = []
 

@@ -1,5 +1,5 @@
 """vggexp report [FOLDER | last] ... [where=CONDITIONS] [sort=KEY] [columns=KEYS] [group=KEYS] [against=CONDITIONS]
-              [output=FOLDER]
+              [by=KEYS] [output=FOLDER]
 
 Puts runs side by side: what varied, mean ± standard deviation over seeds, differences with intervals, failures.
 
@@ -13,6 +13,7 @@ Puts runs side by side: what varied, mean ± standard deviation over seeds, diff
   where     conditions that runs meet, such as "data.resize=32 val/acc>0.9 status!=failed"
   sort      the order of the groups, by a result or a key of the config; -KEY: the largest first; default: the best
   columns   of the table of groups, e.g. optimizer.lr,seeds,test/acc
+  by        the keys whose values make the groups of runs, e.g. data.resize; default: all that vary but the seed
   group     what the runs of a table have in common; default: none for one sweep, else experiment,data,model
   against   the group with which all others are compared, beside the best
   output    where the files go; default: report/ in the folder, or outputs/report for several
@@ -37,15 +38,15 @@ class Choices(options.Options):
     sort: str | None = None
     columns: options.Words = ()
     group: options.Words = ()
+    by: options.Words = ()
     against: str | None = None
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit code."""
     named, others = options.folders(args)
     given, _ = options.parse(Choices, others)
     places = select.places(named or [select.LAST])
-    choices = collect.Choices(given.group or None, given.columns or None, given.sort, given.against)
+    choices = collect.Choices(given.group or None, given.columns or None, given.sort, given.against, given.by or None)
     report = collect.collect(places, query.select(read.find(places), given.where), choices)
     output = given.output or (places[0] if len(places) == 1 else paths.outputs()) / layout.REPORT
     tables.show(report)

@@ -52,7 +52,6 @@ class Removal(options.Options):
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit code."""
     actions = {"diff": _diff, "mark": _mark, "remove": _remove}
     if args and args[0] in actions and not Path(args[0]).exists():
         return actions[args[0]](args[1:])
@@ -131,8 +130,11 @@ def _remove(args: list[str]) -> int:
         say(f"{short(run.folder)}  {run.status}  {size / 2**20:,.1f} MiB")
     say(f"{len(found)} runs, {sum(sizes) / 2**20:,.1f} MiB" + ("" if given.confirm else "; confirm=true removes them"))
     for run in found if given.confirm else []:
-        with manifest.lock(run.folder, short(run.folder), seconds=0), files.writing(run.folder, short(run.folder)):
-            shutil.rmtree(run.folder)
+        with files.writing(run.folder, short(run.folder)):
+            with manifest.lock(run.folder, short(run.folder), seconds=0):
+                shutil.rmtree(run.folder, ignore_errors=paths.WINDOWS)  # which keeps the lock while it is held
+            if paths.WINDOWS:
+                shutil.rmtree(run.folder)
     return 0
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 def main(args: list[str]) -> int:
-    """Returns the exit code."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--output", type=Path, default=paths.outputs() / "summary")
@@ -36,7 +35,7 @@ def main(args: list[str]) -> int:
 
     from vggexp.inspection import cost, networks  # here, so that a mistake is answered before torch is loaded
 
-    names = [f"{tables.network_name(cfg.model.spec())} {cfg.data.resize}px" for cfg in configs]
+    names = [f"{tables.network_name(cfg.model.spec())} {cfg.data.size}px" for cfg in configs]
     with files.writing(own.output, f"--output={own.output}"):
         found = []
         for name, cfg in zip(names, configs, strict=True):
@@ -59,7 +58,7 @@ def _measure(name: str, cfg: Config, needed: int) -> "Measured | None":
     from vggexp.inspection import cost
 
     available = hardware.available_memory()
-    if cfg.trainer.accelerator == "cpu" and available is not None and needed > 0.9 * available:
+    if cfg.trainer.accelerator == "cpu" and needed > 0.9 * available:
         free = f"{available / 2**30:.1f} GiB are free"
         reason = f"needs {needed / 2**30:.1f} GiB, {free}; set a smaller data.batch_size"
     else:

@@ -12,16 +12,19 @@ Opens TensorBoard on this machine (http://localhost:6006) for runs and sweeps; w
 A run is called by what sets it apart, not by the time of day. Runs that begin later appear by themselves.
 """
 
+import io
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from vggexp.commands import options
 from vggexp.errors import UserError
-from vggexp.report import names
-from vggexp.runs import select
+from vggexp.report import columns, names
+from vggexp.runs import read, select
 from vggexp.system import paths, terminal
 
 
@@ -34,9 +37,9 @@ def main(args: list[str]) -> int:
     named, others = options.folders(args)
     given, _ = options.parse(Port, others)
     places = select.places(named, [paths.outputs()])
-    with tempfile.TemporaryDirectory(prefix="vggexp-tensorboard-") as folder:
-        names.link(places, Path(folder))
-        threading.Thread(target=_keep_linking, args=(places, Path(folder)), daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="vggexp-tensorboard-", ignore_cleanup_errors=True) as folder:
+        shown = _link(places, Path(folder), {})
+        threading.Thread(target=_keep_linking, args=(places, Path(folder), shown), daemon=True).start()
         from tensorboard import program
 
         server = program.TensorBoard()
@@ -44,15 +47,25 @@ def main(args: list[str]) -> int:
         flags = ["--logdir", folder, "--host", "localhost", "--reload_interval", "5", *port]
         server.configure(argv=["tensorboard", *flags])
         try:
-            url = server.launch()
+            with redirect_stderr(io.StringIO()):  # takes a note that fast loading is an experiment
+                url = server.launch()
         except program.TensorBoardServerException as error:
             raise UserError(f"port={given.port}: {error.msg}", 1) from error
-        terminal.say(f"TensorBoard: {url} (Ctrl-C ends it)")
+        terminal.say(f"TensorBoard: {url}#custom_scalars (Ctrl-C ends it)")
         sys.stdout.flush()
-        threading.Event().wait()
-        return 0
+        while True:
+            time.sleep(1)  # not for an event: on Windows, Ctrl-C would wait for it
 
 
-def _keep_linking(places: Sequence[Path], folder: Path) -> None:
+def _keep_linking(places: Sequence[Path], folder: Path, shown: columns.Columns) -> None:
     while not threading.Event().wait(10):
-        names.link(places, folder)
+        shown = _link(places, folder, shown)
+
+
+def _link(places: Sequence[Path], folder: Path, shown: columns.Columns) -> columns.Columns:
+    """Links the runs, and writes which columns their table has where it has `shown` others; returns the columns."""
+    names.link(places, folder)
+    wanted = columns.columns(read.find(places))
+    if wanted != shown:
+        columns.write(wanted, folder)
+    return wanted

@@ -4,6 +4,8 @@ Nothing heavy is imported here, so that a mistake is reported before torch is lo
 """
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -110,18 +112,29 @@ Size = Annotated[int | float, AfterValidator(_check_size)]
 """A number of images (an integer) or a share of them (a float)."""
 
 
+def schedule(sizes: Mapping[Any, Any]) -> str:
+    """Image sizes by epoch as text, such as {0:64,5:96}, which Hydra reads on a command line."""
+    return "{" + ",".join(f"{epoch}:{size}" for epoch, size in sizes.items()) + "}"
+
+
+def _sizes(resize: int | str) -> dict[int, int]:
+    pairs = re.findall(r"(\d{1,9}):(\d{1,5})\b", resize) if isinstance(resize, str) else [(0, resize)]
+    return {int(epoch): int(size) for epoch, size in pairs}
+
+
 class Data(Component):
     """What every data set takes."""
 
     root: str | None
     cache_dir: str | None
-    resize: int = Field(ge=1, le=10_000)
+    resize: int | str  # pixels on a side, or a schedule of them
     fit: Literal["stretch", "crop", "pad"] = "pad"
     normalize: Literal["none", "imagenet", "dataset"] = "none"
     batch_size: int = Field(ge=1)
     val_size: Size
     test_size: Size = 0.2
     train_size: Annotated[int, Field(ge=1)] | None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None  # of the splits; None: that of the run
     num_workers: int = Field(ge=0)
     test_each_epoch: bool
     flip: bool = False
@@ -133,10 +146,33 @@ class Data(Component):
     mixup: float = Field(ge=0, le=100, default=0.0)
     cutmix: float = Field(ge=0, le=100, default=0.0)
 
+    @field_validator("resize", mode="plain")
+    @classmethod
+    def _pixels(cls, value: Any) -> int | str:
+        value = schedule(value) if isinstance(value, Mapping) else value
+        value = value.replace(" ", "") if isinstance(value, str) else value
+        sizes = _sizes(value) if type(value) in (int, str) else {}
+        whole = type(value) is int or schedule(sizes) == value
+        if not sizes or not whole or not all(1 <= size <= 10_000 for size in sizes.values()):
+            raise ValueError(f"={value}: must be an integer from 1 to 10000, or a schedule such as {{0:64,5:96}}")
+        if min(sizes) or list(sizes) != sorted(sizes):
+            raise ValueError(f"={value}: must begin at epoch 0, and its epochs must rise, such as {{0:64,5:96}}")
+        return value  # type: ignore[no-any-return]
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Pixels on a side in training, by the epoch, counted from 0, at which they begin."""
+        return _sizes(self.resize)
+
+    @property
+    def size(self) -> int:
+        """Pixels on a side of the network's input: the last of `sizes`."""
+        return list(self.sizes.values())[-1]
+
     @property
     def largest_size(self) -> int:
         """Pixels on a side at which pictures are stored; a square crop of the smallest share then has `resize`."""
-        return min(10_000, math.ceil(self.resize / (self.resized_crop or 1) ** 0.5))
+        return min(10_000, math.ceil(max(self.sizes.values()) / (self.resized_crop or 1) ** 0.5))
 
 
 class TorchvisionSet(Data):

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from vggexp.config import messages, policy
-from vggexp.config.messages import explain, key_of, misplaced, one_line, quote, text_of
+from vggexp.config.messages import explain, explain_hydra, key_of, one_line, quote, text_of
 from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError
 from vggexp.system import paths
@@ -192,7 +192,7 @@ class Session:
         try:
             return compose(name, overrides=overrides, return_hydra_config=True)
         except messages.FAULTS as error:
-            raise UserError(misplaced(name, self.parse(overrides), self.loader) or one_line(error)) from None
+            raise UserError(explain_hydra(error, self.parse(overrides), self.loader)) from None
 
 
 class ConfigDir(SearchPathPlugin):
@@ -213,7 +213,7 @@ def session(flags: argparse.Namespace) -> Iterator[Session]:
     policy.check_files()
     ConfigDir.folder = flags.config_dir
     try:
-        with initialize_config_dir(str(conf), job_name="train", version_base="1.3"), policy.Bounded():
+        with initialize_config_dir(str(conf), job_name="train", version_base="1.3"), policy.bounded():
             yield Session(flags)
     except RecursionError as error:
         raise UserError("the config is nested too deeply, or within itself; simplify it") from error

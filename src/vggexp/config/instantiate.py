@@ -68,4 +68,4 @@ def datamodule(cfg: Config) -> "DataModule":
     spec, data = cfg.data.spec(), cfg.data
     common = {key: spec.pop(key) for key in Data.model_fields if key in spec.keys() - Source.__dataclass_fields__}
     source = construct(Source, spec, size=data.largest_size)
-    return DataModule(source=source, **common, seed=cfg.seed)
+    return DataModule(source=source, **common | {"resize": data.sizes, "seed": cfg.seed, "split_seed": data.seed})

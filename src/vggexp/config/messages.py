@@ -3,15 +3,13 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
@@ -25,13 +23,11 @@ HINTS = {
     "trainer.limit_train_batches=0": "trainer.max_epochs=0 trains nothing",
     "trainer.limit_val_batches=0": "data.val_size=0 leaves validation out",
     "trainer.limit_test_batches=0": "a run is always tested, if only on trainer.limit_test_batches=1",
+    "data.resize": "a schedule takes the place of a file's as text: data.resize='{0:64,5:96}', in a shell in quotes",
     "trainer.max_time": "days:hours:minutes:seconds, such as 00:01:30:00",
     **dict.fromkeys(("experiment", "debug"), "the first line of its file must be # @package _global_"),
 }
 """How to reach what users look for under another key or value, by KEY or KEY=VALUE."""
-
-
-DEEPEST = 3  # the most slashes in the name of a config group
 
 
 FAULTS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, LookupError, TypeError)
@@ -45,55 +41,28 @@ def _hint(key: str, value: str) -> str:
     return f"; {found}" if found else ""
 
 
-def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
-    for name in loader.list_groups(parent):
-        path = f"{parent}/{name}" if parent else name
-        yield path
-        if path.count("/") < DEEPEST:  # folders may be linked into each other
-            yield from _groups(loader, path)
-
-
-def misplaced(config_name: str, overrides: list[Override], loader: ConfigLoader) -> str | None:
-    """The override whose key Hydra does not know, with the names that it does know; None if all are known."""
-    groups = list(_groups(loader))
-    chosen = []
-    for override in overrides:
-        key = override.key_or_group
-        if key in groups and not override.is_delete():
-            choices = [c for c in loader.get_group_options(key) if c != "__init__"]
-            value = override.value()
-            for choice in value if isinstance(value, list) else [value]:
-                if choice is not None and str(choice) not in choices:
-                    text = f"{key}={choice}: no such choice; {key} is one of {', '.join(choices)}"
-                    folders = [each.path.removeprefix("file://") for each in loader.get_search_path().get_path()]
-                    if any(Path(folder, key, f"{choice}.yml").exists() for folder in folders):
-                        return f"{key}={choice}: Hydra reads {choice}.yaml alone; rename {choice}.yml"
-                    return text + nearest(str(choice), choices, f"{key}=")
-            chosen.append(text_of(override))
-    try:
-        base = compose(config_name, overrides=chosen, return_hydra_config=True)
-    except FAULTS as error:
-        twice = [text_of(o) for o in overrides if o.is_add() and o.key_or_group in groups]
-        if twice and "Multiple values" in str(error):
-            return f"{twice[0]}: leave out the +, for the config has a place for this group"
-        return None
-    for override in overrides:
-        if override.key_or_group in groups or override.is_add() or override.is_force_add():
-            continue
-        node: Any = base
-        parts = override.key_or_group.split(".")
-        for depth, part in enumerate(parts):
-            if not OmegaConf.is_dict(node) or part not in node:
-                where = ".".join(parts[:depth])
-                names = sorted(str(n) for n in node) if OmegaConf.is_dict(node) else []
-                names = [n for n in names if n not in ("hydra", "_target_")]
-                if not where:
-                    names = sorted({*names, *(g for g in groups if "/" not in g and g != "hydra")})
-                return _unknown(".".join(parts), text_of(override).partition("=")[2], where, part, names)
-            if OmegaConf.is_interpolation(node, part):
-                break
-            node = node[part]
-    return None
+def explain_hydra(error: Exception, overrides: list[Override], loader: ConfigLoader) -> str:
+    """Why Hydra cannot compose a config, with the names that it does know."""
+    typed = {override.key_or_group: text_of(override) for override in overrides}
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        choices = loader.get_group_options(group)
+        folders = [each.path.removeprefix("file://") for each in loader.get_search_path().get_path()]
+        if any(Path(folder, group, f"{choice}.yml").exists() for folder in folders):
+            return f"{group}={choice}: Hydra reads {choice}.yaml alone; rename {choice}.yml"
+        text = f"{group}={choice}: no such choice; {group} is one of {', '.join(choices)}"
+        return text + nearest(choice, choices, f"{group}=")
+    if (twice := re.match(r"Multiple values for (\S+)\.", str(error))) and typed.get(twice[1], "").startswith("+"):
+        return f"{typed[twice[1]]}: leave out the +, for the config has a place for this group"
+    cause, unknown = error.__cause__, re.match("Could not override '(.+)'", str(error))
+    if unknown is None or not isinstance(cause, OmegaConfBaseException):
+        return (
+            one_line(error) if isinstance(error, HydraException) else f"{' '.join(typed.values())}: {one_line(error)}"
+        )
+    where, _, part = str(cause.full_key).rpartition(".")
+    names = [*map(str, cause.parent_node or ()), *([] if where else loader.list_groups(""))]
+    known = sorted({*names} - {"hydra", "_target_"})
+    return _unknown(unknown[1], typed.get(unknown[1], "").partition("=")[2], where, part, known)
 
 
 def text_of(override: Override) -> str:
@@ -171,5 +140,9 @@ def one_line(error: Exception) -> str:
 
 def quote(key: str, value: Path | str) -> str:
     """The argument that sets a key to a path, whatever characters it has."""
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"{key}={QuotedString(str(value), Quote.single).with_quotes()}"
+
+
+def argument(key: str, value: str) -> str:
+    """The same as plain as Hydra understands it."""
+    return f"{key}={value}" if re.fullmatch(r"(\\?[\w.]|[/+:-])+\\?", value, re.ASCII) else quote(key, value)

@@ -23,6 +23,7 @@ class Step(Section):
     label_smoothing: components.Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     test_time_flip: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class EarlyStopping(Section):
@@ -65,8 +66,8 @@ class Checkpoint(Section):
 
 
 INSPECTIONS = {
-    "gauges": "vggexp.inspection.gauges.Gauges",
-    "distributions": "vggexp.inspection.distributions.Distributions",
+    "gauges": "vggexp.inspection.health.Gauges",
+    "distributions": "vggexp.inspection.health.Distributions",
     "predictions": "vggexp.inspection.predictions.Predictions",
     "pictures": "vggexp.inspection.pictures.Pictures",
     "gradcam": "vggexp.inspection.pictures.GradCAM",
@@ -162,7 +163,7 @@ class Config(Section):
                 trust = f"to trust it, set allowed_packages=[{target.split('.')[0]}]"
                 raise ValueError(f"{key}={target}: not in an allowed package; {trust}")
         resize, smallest, trainer = self.data.resize, self.model.smallest_image, self.trainer
-        if resize < smallest:
+        if min(self.data.sizes.values()) < smallest:
             raise ValueError(f"data.resize={resize}: too small for this network; set data.resize={smallest} or more")
         if trainer.early_stopping.patience is not None and self.data.val_size == 0:
             nothing = "data.val_size=0 leaves no validation set; set data.val_size to more"

@@ -2,7 +2,7 @@
 
 - `source`: what a data set is; `fashion_mnist`, `torchvision_sets` and `folder` are some
 - `idx`: finds and verifies the files of Fashion-MNIST and sets like it
-- `pictures`, `store`, `pixels`: decode pictures, keep what was decoded, and the files of that
+- `pictures`, `store`: decode pictures, and keep what was decoded
 - `datamodule`: splits, order, batches, and how far training has come
 - `augment`, `resize`, `preparation`: what happens to a batch on the device
 - `survey`: what is in a data set, and the set as a folder of pictures

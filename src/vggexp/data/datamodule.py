@@ -25,7 +25,7 @@ from vggexp.data.source import Images, Source, Split, distinct, fault_of, identi
 from vggexp.errors import UserError
 from vggexp.system import terminal
 from vggexp.system.seeds import AUGMENTATION, TRANSFORMS, seed_at
-from vggexp.system.signals import blocked
+from vggexp.system.signals import CAN_BLOCK, blocked, ignore
 
 LARGEST_ON_GPU = 2**30  # bytes of a set that is kept on the GPU
 
@@ -76,7 +76,8 @@ class Loader(DataLoader[tuple[Tensor, ...]]):
 def _context() -> dict[str, Any]:
     """How workers are started: by Python's default, also where a launcher has brought its own way, as joblib's does."""
     own = multiprocessing.get_start_method() in (methods := multiprocessing.get_all_start_methods())
-    return {} if own else {"multiprocessing_context": methods[0]}
+    context = {} if own else {"multiprocessing_context": methods[0]}
+    return context if CAN_BLOCK else {**context, "worker_init_fn": ignore}
 
 
 def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,7 @@ class DataModule(L.LightningDataModule):
     """
 
     source: Source
-    resize: int = 224  # S
+    resize: int | Mapping[int, int] = 224  # S; or several by the epoch at which they begin, the last is the network's
     normalize: Normalize = "none"  # by which mean and deviation of each channel
     batch_size: int = 128  # images per optimizer step, over all processes together
     val_size: int | float = 5000  # images, or their share, that validate where the source has none for that; 0: none do
@@ -115,13 +116,16 @@ class DataModule(L.LightningDataModule):
     color_jitter: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    seed: int = 0  # of the order and of the splits
+    seed: int = 0  # of the order and of changes
+    split_seed: int | None = None  # of the splits and of train_size; None: `seed`
 
     def __post_init__(self) -> None:
         super().__init__()
         if self.test_each_epoch and self.val_size:
             raise UserError(f"data.test_each_epoch=true: excludes data.val_size={self.val_size}; set data.val_size=0")
         self.augmentation = Augmentation(**{each.name: getattr(self, each.name) for each in fields(Augmentation)})
+        self.sizes = {0: self.resize} if isinstance(self.resize, int) else dict(self.resize)
+        self.size = self.sizes[max(self.sizes)]
         self.sets: dict[Split, TensorDataset] = {}
         self.indices: dict[Split, Tensor] = {}
         self._start = (0, 0)
@@ -135,8 +139,7 @@ class DataModule(L.LightningDataModule):
     @property
     def dimensions(self) -> dict[str, int]:
         """The network's ends: pixels of its input, channels and classes."""
-        ends = {"in_channels": self.source.channels, "num_classes": len(self.classes)}
-        return {"image_size": self.resize, **ends}
+        return {"image_size": self.size, "in_channels": self.source.channels, "num_classes": len(self.classes)}
 
     @cached_property
     def preparation(self) -> Preparation:
@@ -146,7 +149,7 @@ class DataModule(L.LightningDataModule):
         mean, std = IMAGENET[pixels.shape[1]] if self.normalize == "imagenet" else ((), ())
         if self.normalize == "dataset":
             mean, std = statistics(pixels, self.indices["train"])  # type: ignore[assignment]
-        return Preparation(self.resize, self.source.fit, pixels.shape[2:], mean, std)
+        return Preparation(self.size, self.source.fit, pixels.shape[2:], mean, std)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -166,9 +169,8 @@ class DataModule(L.LightningDataModule):
             return
         train = self._part("train")
         if train is None:
-            raise UserError(
-                f"data._target_={type(self.source).__name__}: load('train') returned None; return the training images"
-            )
+            kind = type(self.source).__name__
+            raise UserError(f"data._target_={kind}: load('train') returned None; return the training images")
         parts: dict[Split, Images] = {"train": train}
         rest = torch.arange(len(train.labels))
         for name in ("test", "val"):
@@ -181,13 +183,17 @@ class DataModule(L.LightningDataModule):
         if self.train_size is not None:
             if self.train_size > len(rest):
                 raise UserError(f"data.train_size={self.train_size}: only {len(rest)} images are left; use fewer")
-            rest = rest[split(train.labels[rest], self.train_size, self.seed)[1]]
+            rest = rest[split(train.labels[rest], self.train_size, self._split_seed)[1]]
         self.indices["train"] = rest
         self.parts = parts
         self._check()
         self.identity = identity(parts, self.classes)
         made = {id(part): TensorDataset(part.pixels, part.labels) for part in parts.values()}
         self.sets = {name: made[id(part)] for name, part in parts.items()}
+
+    @property
+    def _split_seed(self) -> int:
+        return self.seed if self.split_seed is None else self.split_seed
 
     def _part(self, name: Split) -> Images | None:
         part = self.source.load(name)
@@ -204,7 +210,7 @@ class DataModule(L.LightningDataModule):
             raise UserError(f"data.{key}={size}: {whole} {len(among)} images; use fewer")
         if not count and (size or name == "test"):
             raise UserError(f"data.{key}={size}: leaves no {name} images; use more{' or 0' if name == 'val' else ''}")
-        others, taken = split(labels[among], count, self.seed)
+        others, taken = split(labels[among], count, self._split_seed)
         return among[others], among[taken]
 
     def _check(self) -> None:
@@ -283,10 +289,11 @@ class DataModule(L.LightningDataModule):
         if not (self.trainer and self.trainer.training and self._batches):
             return self.preparation(images), labels
         place = (self.trainer.global_rank, *self.position)
+        size = self.sizes[max(begun for begun in self.sizes if begun <= place[1])]
         generator = torch.Generator(images.device)
         generator.manual_seed(seed_at(self.seed, AUGMENTATION, *place))
         seed = seed_at(self.seed, TRANSFORMS, *place)
         images = self.augmentation.of_bytes(images, generator)
-        images = self.preparation(self.augmentation.transformed(images, self.resize, seed))
+        images = self.preparation(self.augmentation.transformed(images, size, seed), size)
         self._batches.done += 1
         return self.augmentation.mixed(images, labels, len(self.classes), seed)

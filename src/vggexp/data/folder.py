@@ -14,9 +14,8 @@ from typing import Literal
 import torch
 
 from vggexp.data import pictures
-from vggexp.data.pixels import File, Stored
 from vggexp.data.source import Images, Source, Split
-from vggexp.data.store import Store
+from vggexp.data.store import File, Store, Stored
 from vggexp.errors import UserError
 from vggexp.system import paths
 from vggexp.system.text import label
@@ -61,9 +60,12 @@ class Folder(Source):
         try:
             yield
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            remedy = f"name a folder that can be read and holds {LAYOUT}"
-            raise UserError(f"data.root={self.root}: {folder} cannot be read: {reason}; {remedy}") from error
+            self._refuse(error, folder)
+
+    def _refuse(self, error: Exception, folder: str | Path | None = None) -> None:
+        reason, place = getattr(error, "strerror", None) or error, folder or getattr(error, "filename", "")
+        remedy = f"name a folder that can be read and holds {LAYOUT}"
+        raise UserError(f"data.root={self.root}: {place} cannot be read: {reason}; {remedy}") from error
 
     @cached_property
     def _folders(self) -> dict[Split, Path]:
@@ -156,27 +158,18 @@ class Folder(Source):
             if names := [name for name, found in zip(self.classes, counts, strict=True) if found == count]:
                 log.warning("data.root=%s: %d classes have %s: %s", self.root, len(names), words, _few(names))
 
-    def _entries(self, folder: str | Path) -> list[os.DirEntry[str]]:
-        with self._looking(folder), os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-
     def _subfolders(self, folder: Path) -> list[str]:
-        return [entry.name for entry in self._entries(folder) if entry.is_dir(follow_symlinks=False)]
+        with self._looking(folder), os.scandir(folder) as entries:
+            return [each.name for each in entries if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
 
     def _listing(self, folder: Path) -> list[File]:
         """The picture files below the folders of classes, in the order of the images."""
         known, found = pictures.suffixes(), []
         for name in self._subfolders(folder):
-            left: list[tuple[str | Path, str]] = [(folder / name, name)]
-            while left:
-                place, path = left.pop()
-                for entry in self._entries(place):
-                    below = f"{path}/{entry.name}"
-                    if entry.is_dir(follow_symlinks=False):
-                        left.append((entry.path, below))
-                    # a Path for each file would take time
-                    elif os.path.splitext(entry.name)[1].lower() in known and not os.path.isdir(entry.path):  # noqa: PTH112, PTH122
-                        found.append((entry.name, name, _file(below, entry)))
+            for place, inside, files in os.walk(folder / name, onerror=self._refuse):
+                inside[:] = [each for each in inside if each[0] != "."]
+                names = [each for each in files if each[0] != "." and os.path.splitext(each)[1].lower() in known]  # noqa: PTH122
+                found += [(each, name, _file(folder, os.path.join(place, each))) for each in names]  # noqa: PTH118
         return [file for *_, file in sorted(found)]
 
 
@@ -184,9 +177,10 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join([*map(label, names[:NAMED]), *(["…"] if len(names) > NAMED else [])])
 
 
-def _file(path: str, entry: os.DirEntry[str]) -> File:
+def _file(folder: Path, path: str) -> File:
+    name = path[len(str(folder)) + 1 :].replace(os.sep, "/")
     try:
-        status = entry.stat()
+        status = os.stat(path)  # noqa: PTH116  a Path for each file would take time
     except OSError:
-        return File(path, -1, -1)  # a link to nothing; reading it gives the reason
-    return File(path, status.st_size, status.st_mtime_ns)
+        return File(name, -1, -1)  # a link to nothing; reading it gives the reason
+    return File(name, status.st_size, status.st_mtime_ns)

@@ -5,6 +5,7 @@ square, and resized by PIL's bilinear filter. A picture that already has the for
 become background: black, or white where inverted. Of several frames the first is taken.
 """
 
+import contextlib
 import functools
 import glob
 import io
@@ -28,18 +29,6 @@ from vggexp.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 LARGEST_SQUARE = 10**8  # pixels of a picture that is padded before it is resized
 LIGHT = 170  # the mean of a border from which on a picture may need `invert`
-ORIENTATION = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How a picture is turned upright, by its EXIF orientation."""
-
 STDIN = "-"
 Note = Callable[[Path, str], None]
 
@@ -151,8 +140,10 @@ def reason(error: Exception, others: str = "") -> str:
 
 def _prepared(picture: Image.Image, form: Form) -> np.ndarray:
     depths = [str(tile[3]) for tile in getattr(picture, "tile", ())]
-    picture.load()  # which turns a TIFF upright
-    turn, clear = _turn(picture), _transparent(picture, depths)
+    picture.load()
+    with contextlib.suppress(Exception):  # broken EXIF data say nothing of the picture
+        ImageOps.exif_transpose(picture, in_place=True)
+    clear = _transparent(picture, depths)
     if picture.mode.startswith("I"):  # 16 bits a pixel
         picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     elif picture.mode == "F" and (values := np.asarray(picture)).max() <= 1:
@@ -165,8 +156,6 @@ def _prepared(picture: Image.Image, form: Form) -> np.ndarray:
         picture = Image.alpha_composite(background, picture.convert("RGBA"))
     picture = picture.convert("RGB") if picture.mode == "LAB" else picture
     picture = picture.convert("L" if form.channels == 1 else "RGB")
-    if turn is not None:
-        picture = picture.transpose(turn)
     if form.invert:
         picture = ImageOps.invert(picture)
     if form.size is not None:
@@ -193,13 +182,6 @@ def _square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
 def _count_frames(path: Path, note: Note, picture: Image.Image) -> None:
     if (frames := getattr(picture, "n_frames", 1)) > 1:
         note(path, f"has {frames} frames, of which the first is used")
-
-
-def _turn(picture: Image.Image) -> Image.Transpose | None:
-    try:
-        return TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  broken EXIF data say nothing of the picture
-        return None
 
 
 def _transparent(picture: Image.Image, depths: list[str]) -> np.ndarray | None:

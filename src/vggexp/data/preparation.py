@@ -53,9 +53,9 @@ class Preparation:
         self.mean, self.std = tuple(mean), tuple(std)
         self.normalize: nn.Module = Normalization(self.mean, self.std) if self.mean else nn.Identity()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 → (N, C, S, S) float32."""
-        ready = prepared(images, self.size, self.fit)
+    def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
+        """(N, C, H, W) uint8 → (N, C, S, S) float32; `size` is another S."""
+        ready = prepared(images, size or self.size, self.fit)
         if isinstance(self.normalize, Normalization):  # in place, which takes half of the time
             ready.sub_(self.normalize.mean.to(ready.device)).div_(self.normalize.std.to(ready.device))
         return ready

@@ -73,7 +73,7 @@ def _test(network: Network, data: Any, folder: Path) -> tuple[Tensor, Tensor, di
     single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     cfg = network.cfg.model_copy(update={"trainer": network.cfg.trainer.model_copy(update=single)})
     trainer = make_trainer(precision.resolved(cfg), folder, [LambdaCallback(on_test_batch_end=keep)], [])
-    trainer.test(network.module, data, verbose=False)
+    trainer.test(network.classifier, data, verbose=False)
     scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
     logits, labels = map(torch.cat, zip(*batches, strict=True))
     return logits, labels, scores

@@ -31,7 +31,7 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
     Returns:
         By format the largest absolute difference between the logits of the file's network and of this one.
     """
-    net = network.module.predictor.to(memory_format=torch.contiguous_format).eval()
+    net = network.classifier.predictor.to(memory_format=torch.contiguous_format).eval()
     data = datamodule(network.cfg)
     data.setup()
     raw, ready = data.stored("test", torch.arange(min(TEST_IMAGES, len(data.indices["test"])))), network.preparation
@@ -121,7 +121,7 @@ def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
 def _safetensors(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     from safetensors.torch import load_file, save_file
 
-    bare = network.module.net
+    bare = network.module
     save_file(bare.state_dict(), path, _about(network, images))
     bare.load_state_dict(load_file(path))
     with torch.inference_mode():

@@ -1,6 +1,6 @@
 """A finished network, loaded without trusting what its file says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,11 @@ from vggexp.runs import layout, read, select
 from vggexp.system.text import clean
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
     from vggexp.data.preparation import Preparation
+    from vggexp.inference.predict import Predictions
     from vggexp.training.classifier import Classifier
 
 OVERRIDABLE = ("data.", "trainer.", "allowed_packages")
@@ -33,8 +37,34 @@ class Network:
     classes: tuple[str, ...]
     dimensions: dict[str, int]  # of the data: `image_size`, `in_channels` and `num_classes`
     preparation: "Preparation"  # from stored images to the network's input
-    module: "Classifier"  # in evaluation mode, on the CPU
+    classifier: "Classifier"  # in evaluation mode, on the CPU
     result: dict[str, Any] | None  # what the run stored, where the checkpoint is the one that it tested
+
+    @property
+    def module(self) -> "nn.Module":
+        """The plain network: prepared images, (N, C, S, S) float32, to logits, (N, K)."""
+        return self.classifier.net
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the network was trained with, as a tree."""
+        return self.cfg.values()
+
+    def predict(
+        self, images: "Tensor | np.ndarray | str | Path | Sequence[str | Path]", invert: bool = False
+    ) -> "Predictions":
+        """The most probable class and the probabilities of each image.
+
+        Args:
+            images: (N, C, H, W) or, of gray images, (N, H, W) uint8; or files, as `vggexp predict input=` names them.
+            invert: for files that show dark things on light ground.
+
+        Raises:
+            UserError: if a file cannot be read, or the images are of another kind.
+        """
+        from vggexp.inference import predict
+
+        return predict.of_images(self, images, invert)
 
     @property
     def folder(self) -> Path:
@@ -86,7 +116,7 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     from vggexp.data.preparation import Preparation
     from vggexp.training.classifier import from_config
 
-    about_data = {"classes": classes, "preparation": content.get("preparation", {**BEFORE, "size": cfg.data.resize})}
+    about_data = {"classes": classes, "preparation": content.get("preparation", {**BEFORE, "size": cfg.data.size})}
     try:
         preparation = Preparation.read(about_data["preparation"], dimensions["in_channels"])
         if preparation.size != dimensions["image_size"]:

@@ -4,7 +4,7 @@ No inspection changes a number of the run: it looks between epochs, at test imag
 subclass of `base.Inspection` in a file of its own, and its name in `vggexp.config.schema.INSPECTIONS`.
 
 - `base`: when an inspection looks, and at which images and layers
-- `gauges`, `distributions`, `predictions`, `pictures`, `description`, `projection`: the inspections
+- `health`, `predictions`, `pictures`, `description`, `projection`: the inspections
 - `loggers`, `csvlog`: where it all goes: the chosen logger, and `metrics.csv`
 - `figures`: confusion matrices, galleries and bars, drawn by matplotlib
 - `cost`, `dry_run`, `networks`: what networks cost: per layer, as a peak estimated without a run, side by side

@@ -36,6 +36,13 @@ class Inspection(L.Callback):
         every = max(1, -(-epochs // self.cfg.inspect.times))
         return trainer.is_global_zero and ((epochs - epoch) % every == 0 or trainer.should_stop)
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.is_due(trainer):
+            self.show(trainer, pl_module.net, pl_module.trainer.datamodule, last_step(trainer))
+
+    def show(self, trainer: L.Trainer, net: nn.Module, data: DataModule, step: int) -> None:
+        """Shows a network after an epoch that is due."""
+
 
 def last_step(trainer: L.Trainer) -> int:
     """The step of the last batch, under which Lightning logs its own values."""

@@ -60,21 +60,12 @@ class Measured(NamedTuple):
 
 def estimate(cfg: Config) -> Cost:
     """Counts on tensors without content, so that no memory of the network's size is needed."""
-    cfg = precision.resolved(cfg)
+    found, cfg = layers(cfg), precision.resolved(cfg)
     with dry_run.without_content():
-        net, optimizer, images, labels = _parts(cfg, cfg.data.batch_size)
-        found = _layers(net, images, cfg)
-        peak = dry_run.peak(partial(_step, net, optimizer, images, labels, cfg), net, optimizer, images, labels)
+        parts = _parts(cfg, cfg.data.batch_size)
+        peak = dry_run.peak(partial(_step, *parts, cfg), *parts)
     parameters, macs, activations = (sum(column) for column in list(zip(*found, strict=True))[3:])
     return Cost(found, parameters, macs, activations, peak)
-
-
-def layers(cfg: Config) -> list[Layer]:
-    """As `estimate`, without the memory, which takes a second longer."""
-    cfg = precision.resolved(cfg)
-    with dry_run.without_content():
-        net, _, images, _ = _parts(cfg, cfg.data.batch_size)
-        return _layers(net, images, cfg)
 
 
 def _parts(cfg: Config, batch: int, device: str | None = None) -> tuple[nn.Module, Optimizer, Tensor, Tensor]:
@@ -88,6 +79,14 @@ def _parts(cfg: Config, batch: int, device: str | None = None) -> tuple[nn.Modul
     shape = (batch, dimensions["in_channels"], size, size)
     images = torch.empty(shape, device=device, memory_format=torch.channels_last).uniform_()
     return net, optimizer, images, torch.zeros(batch, dtype=torch.int64, device=device)
+
+
+def layers(cfg: Config) -> list[Layer]:
+    """As `estimate`, without the memory, which takes a second longer."""
+    cfg = precision.resolved(cfg)
+    with dry_run.without_content():
+        net, _, images, _ = _parts(cfg, cfg.data.batch_size)
+        return _layers(net, images, cfg)
 
 
 def _layers(net: nn.Module, images: Tensor, cfg: Config) -> list[Layer]:

@@ -35,17 +35,17 @@ def confusion(counts: Tensor, classes: Sequence[str], path: Path | BytesIO) -> N
     table = counts.numpy()
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     shown, every = min(len(classes), MOST_CLASSES), -(-len(classes) // MOST_CLASSES)
-    figure = Figure(figsize=(2.6 + 0.62 * shown, 1.8 + 0.56 * shown), layout="constrained")
+    figure = Figure(figsize=(1.9 + 0.46 * shown, 1.6 + 0.42 * shown), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(0, len(classes), every), classes[::every], rotation=45, ha="right")
-    axes.set_yticks(range(0, len(classes), every), classes[::every])
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_xticks(range(0, len(classes), every), classes[::every], rotation=45, ha="right", fontsize=12)
+    axes.set_yticks(range(0, len(classes), every), classes[::every], fontsize=12)
+    axes.set_xlabel("predicted", fontsize=12)
+    axes.set_ylabel("true", fontsize=12)
     for row, column in np.ndindex(*table.shape) if every == 1 else ():
         if table[row, column]:
             color = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(table[row, column]), ha="center", va="center", color=color, fontsize=8)
+            axes.text(column, row, str(table[row, column]), ha="center", va="center", color=color, fontsize=10)
     figure.savefig(path, dpi=120)
 
 
@@ -59,9 +59,9 @@ def mistakes(probabilities: Tensor, labels: Tensor, names: Sequence[str], most: 
 
 
 @AS_WRITTEN
-def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | BytesIO) -> None:
-    """(N, C, H, W) uint8 images with a caption above each, eight in a row."""
-    columns, rows = 8, max(1, -(-len(images) // 8))
+def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | BytesIO, columns: int = 8) -> None:
+    """(N, C, H, W) uint8 images with a caption above each, which is larger where there are few in a row."""
+    rows, size = max(1, -(-len(images) // columns)), 7 if columns > 4 else 11
     width, height = 1.7 * columns, 2.05 * rows + 0.4
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, y=1 - 0.1 / height, va="top")
@@ -70,7 +70,7 @@ def gallery(images: Tensor, captions: Sequence[str], title: str, path: Path | By
     for n, (image, caption) in enumerate(zip(rgb(images), captions, strict=True)):
         left, bottom = 1.7 * (n % columns) + 0.1, height - 0.4 - 2.05 * (n // columns + 1)
         axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1.5, bottom, bottom + 1.5))
-        axes.text(left + 0.75, bottom + 1.55, caption, ha="center", va="bottom", fontsize=7)
+        axes.text(left + 0.75, bottom + 1.55, caption, ha="center", va="bottom", fontsize=size)
     axes.set(xlim=(0, width), ylim=(0, height))
     figure.savefig(path, dpi=120)
 

@@ -9,27 +9,18 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import hparams
 
 from vggexp.config.schema import Config, flatten
-from vggexp.errors import UserError, described
+from vggexp.errors import Pruned, UserError, described
 from vggexp.inspection.pictures import Picture
-from vggexp.runs import layout, metrics
-from vggexp.system import files, paths, terminal
+from vggexp.runs import layout, metrics, read
+from vggexp.system import files, paths
 from vggexp.system.signals import Interrupted
-
-ASIDE = (
-    *("allowed_packages", "checkpoint.", "inspect.", "logger."),
-    *("data._target_", "data.root", "data.cache_dir", "data.num_workers", "data.test_each_epoch"),
-    *("trainer.benchmark", "trainer.detect_anomaly", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
-)
-"""Keys of the config by which runs are not compared."""
-
-RESULTS = tuple(dict.fromkeys((*metrics.COMPARED, "images_per_second", *metrics.SCORES)))
-"""The most interesting first: TensorBoard's table shows five before it is asked for more."""
 
 
 class Board:
@@ -67,33 +58,38 @@ class MLflow(Board):
 class WandB(Board):
     """Shows pictures, histograms and texts."""
 
-    def add_image(self, tag: str, picture: Picture, *_: Any, **__: Any) -> None:
-        self.logger.log_image(tag, [Image.fromarray(picture)], step=None)
+    def add_image(self, tag: str, picture: Picture, step: int, **_: Any) -> None:
+        self.logger.log_image(tag, [Image.fromarray(picture)], step)
 
-    def add_histogram(self, tag: str, values: Tensor, *_: Any, bins: int) -> None:
+    def add_histogram(self, tag: str, values: Tensor, step: int, *, bins: int) -> None:
         import wandb
 
         bars = np.histogram(values.numpy(), bins=bins)
-        self.logger.experiment.log({tag: wandb.Histogram(np_histogram=bars)}, commit=False)
+        self.logger.log_metrics({tag: wandb.Histogram(np_histogram=bars)}, step)
 
-    def add_text(self, tag: str, markdown: str, *_: Any) -> None:
-        self.logger.log_text(tag, columns=["text"], data=[[markdown]])
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        self.logger.log_text(tag, columns=["text"], data=[[markdown]], step=step)
 
 
 BOARDS: dict[str, type[Board]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
 """The board of each logger, by the logger's name."""
 
 
+class _TensorBoard(TensorBoardLogger):
+    """Without the file of hyperparameters, which would be empty: they are in the config."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        self.experiment.flush()
+
+
 class _MLflow(MLFlowLogger):
-    """A run in MLflow that may be resumed: its points are logged once, and its status is true."""
+    """A run in MLflow that may be resumed: it repeats, bit by bit, what it had logged after it saved."""
 
     _known: dict[str, set[int]] | None = None
 
     def resume(self, values: Mapping[str, Any]) -> None:
-        """A resumed run repeats what it had logged after it saved, bit by bit; MLflow would keep both.
-
-        The parameters that it was started with cannot be changed there; those of `values` that differ become tags.
-        """
+        """The parameters that it was started with cannot be changed; those of `values` that differ become tags."""
         self._known = {}
         self.experiment.update_run(self.run_id, status="RUNNING")
         params = self.experiment.get_run(self.run_id).data.params
@@ -101,6 +97,7 @@ class _MLflow(MLFlowLogger):
             if params.get(name) != str(value):
                 self.experiment.set_tag(self.run_id, f"resumed.{name}", str(value))
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._known is not None:
             for name in metrics.keys() - self._known.keys():
@@ -111,28 +108,37 @@ class _MLflow(MLFlowLogger):
             super().log_metrics(metrics, step)
 
     def finalize(self, status: str = "success") -> None:
-        super().finalize("KILLED" if isinstance(sys.exception(), Interrupted) else status)
+        """Does nothing at the end of training, nor of the test: the run goes on until `close`."""
+
+    @rank_zero_only
+    def close(self) -> None:
+        error = sys.exception()
+        status = "FINISHED" if error is None else "KILLED" if isinstance(error, Interrupted | Pruned) else "FAILED"
+        self.experiment.set_terminated(self.run_id, status)
 
 
 class _WandB(WandbLogger):
-    """A run in W&B that may be resumed: what is logged after the last save, a resumed run will log again."""
+    """A run in W&B that may be resumed; W&B cannot be asked what it has offline, so a file keeps the names by step."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._held: list[tuple[Mapping[str, Any], int | None]] = []
+    def __init__(self, logged: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self._logged = logged
+        self._known = set(files.content(logged, 2**27).decode().split("\n")) if logged.exists() else set()
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self._held.append((metrics, step))
-
-    def save(self) -> None:
-        held, self._held = self._held, []
-        for values, step in held:
-            super().log_metrics(values, step)
+        new = {f"{step} {name}": name for name in metrics if f"{step} {name}" not in self._known}
+        if new:
+            super().log_metrics({name: metrics[name] for name in new.values()}, step)
+            with open(self._logged, "a", encoding="utf-8", opener=files.no_link) as file:
+                file.writelines(f"{line}\n" for line in new)
 
     def finalize(self, status: str) -> None:
-        if status == "success":
-            self.save()
-        super().finalize(status)
+        """Does nothing at the end of training, nor of the test: the run goes on until `close`."""
+
+    @rank_zero_only
+    def close(self) -> None:
+        self.experiment.finish(int(sys.exception() is not None))
 
 
 def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
@@ -141,21 +147,21 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
     if name == "csv":
         return None
     if name == "tensorboard":
-        return TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=first_step)
+        return _TensorBoard(folder, name="", version="", default_hp_metric=False, purge_step=first_step)
     if find_spec(name) is None:
-        raise UserError(f"logger={name}: is not installed; pip install 'vggexp[{name}]'", 1)
+        raise UserError(f"logger={name}: is not installed; {paths.install(name)}", 1)
     path = folder / layout.LOGGER_ID
-    known = files.content(path, 200).decode().strip() if path.exists() else None
+    known = files.content(path, 1000).decode().split()[0] if path.exists() else None
     try:
         logger: _MLflow | _WandB = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return logger  # only the first process logs
         if known is None:
-            files.write_text(path, f"{logger.version}\n")
+            where = [logger.experiment.url] if cfg.logger.mode == "online" else []
+            files.write_text(path, "".join(f"{line}\n" for line in [logger.version, *where]))
             logger.log_hyperparams(_compared(cfg))
         elif isinstance(logger, _MLflow):
             logger.resume(_compared(cfg))
-        elif cfg.logger.mode == "offline":
-            sends = f"wandb sync --id {known} {terminal.argument(folder)}/wandb/offline-run-*"
-            terminal.say(f"logger=wandb: offline, each part of a resumed run has a folder of its own; {sends}")
     except Exception as error:
         raise UserError(f"logger={name}: cannot be used: {described(error)}", 1) from error
     return logger
@@ -176,29 +182,35 @@ def _wandb(cfg: Config, folder: Path, known: str | None) -> Any:
 
     settings, name = wandb.Settings(silent=True, console="off"), known or secrets.token_hex(4)
     where: Any = {"project": cfg.logger.project, "save_dir": folder, "offline": cfg.logger.mode == "offline"}
-    return _WandB(name=folder.name, id=name, resume="allow", settings=settings, **where)
+    return _WandB(folder / layout.LOGGED, name=folder.name, id=name, resume="allow", settings=settings, **where)
 
 
 def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None:
-    """Logs the final results, so that runs can be compared: in TensorBoard a row of its table of hyperparameters.
+    """Logs the final results, so that runs can be compared: in TensorBoard, a row of its table of hyperparameters.
 
-    The row's metrics are the scalars that the run has logged under these names.
+    The row's metrics are scalars of the run; `vggexp tensorboard` says which, because only one of all runs may.
     """
-    final = {name: result[name] for name in RESULTS if result.get(name) is not None}
+    final = {name: result[name] for name in metrics.RESULTS if result.get(name) is not None}
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.flush()
         # not add_hparams, which would log the metrics once more, in a run of its own
         writer = FileWriter(logger.log_dir)
-        for summary in hparams(_compared(cfg), dict.fromkeys(final, 0.0)):  # type: ignore[no-untyped-call]
+        _, *session = hparams(_compared(cfg), {})  # type: ignore[no-untyped-call]
+        for summary in session:
             writer.add_summary(summary)
         writer.close()
     elif logger is not None:
         logger.log_metrics({f"final/{name}": value for name, value in final.items()}, step=result["steps"])
-        logger.save()
+
+
+def close(logger: Logger | None) -> None:
+    """Ends a run's entry, which from then on says how the run has ended: by the error that is being handled, if any."""
+    if isinstance(logger, _MLflow | _WandB):
+        logger.close()
 
 
 def _compared(cfg: Config) -> dict[str, Any]:
     """The values by which runs are compared, as plain values."""
     leaves = flatten(cfg.values())
     flat = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves.items()}
-    return {key: value for key, value in flat.items() if not key.startswith(ASIDE) and value != "None"}
+    return {key: value for key, value in flat.items() if not key.startswith(read.ASIDE) and value != "None"}

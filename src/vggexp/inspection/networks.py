@@ -48,7 +48,7 @@ class Network(NamedTuple):
     def total(self) -> list[Any]:
         """The row of TOTAL's columns and, where the network was measured, of MEASURED's."""
         batch, found = self.cfg.data.batch_size, self.measured
-        row = [self.name, self.cfg.data.resize, batch, *self.cost[1:]]  # the sums over the layers, and the peak
+        row = [self.name, self.cfg.data.size, batch, *self.cost[1:]]  # the sums over the layers, and the peak
         return row + ([found.memory_bytes, found.seconds, batch / found.seconds] if found else [])
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vggexp.data import DataModule
 from vggexp.inspection import figures
-from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, watched
+from vggexp.inspection.base import Inspection, examples, forward, images, layers_of, watched
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 FINEST = 6  # pixels that a feature map must have on each side: coarser maps cannot tell where something is
@@ -27,15 +28,12 @@ class Pictures(Inspection):
             shown = pl_module.trainer.datamodule.preparation.shown(batch[0][:32].float().cpu())
             self.board.add_image("inputs/first_batch", grid(list(colored(shown)), 8), 0, dataformats="HWC")
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not self.is_due(trainer):
-            return
-        net, data = pl_module.net, pl_module.trainer.datamodule
+    def show(self, trainer: L.Trainer, net: nn.Module, data: DataModule, step: int) -> None:
         convs = layers_of(net, nn.Conv2d)
         if convs:
             weight = next(iter(convs.values())).weight.detach().float().cpu().mean(1)  # type: ignore[operator]
             filters = grid([signed(kernel, SIDE) for kernel in weight[:64]], 8)
-            self.board.add_image("filters/first_layer", filters, last_step(trainer), dataformats="HWC")
+            self.board.add_image("filters/first_layer", filters, step, dataformats="HWC")
         batch = images(trainer, data, examples(data, EXAMPLES))
         with watched(trainer, net, layers_of(net, nn.MaxPool2d)) as maps, torch.no_grad():
             forward(trainer, net, batch)
@@ -48,7 +46,7 @@ class Pictures(Inspection):
                 shares = (one / one.amax().clamp_min(1e-12)).unsqueeze(1)
                 rows += [picture, *(scaled(channel, SIDE) for channel in colored(shares))]
             sheet = grid(rows, 1 + len(channels))
-            self.board.add_image(f"maps/block_{n}", sheet, last_step(trainer), dataformats="HWC")
+            self.board.add_image(f"maps/block_{n}", sheet, step, dataformats="HWC")
 
 
 class GradCAM(Inspection):
@@ -59,10 +57,7 @@ class GradCAM(Inspection):
     an average; VGG's fully connected layers weigh each place separately, and its maps were empty for most images.
     """
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not self.is_due(trainer):
-            return
-        net, data = pl_module.net, pl_module.trainer.datamodule
+    def show(self, trainer: L.Trainer, net: nn.Module, data: DataModule, step: int) -> None:
         batch = images(trainer, data, examples(data, 10)).requires_grad_().clone()  # also where layers are not trained
         with watched(trainer, net, layers_of(net, nn.ReLU)) as outputs, torch.enable_grad():
             predicted = forward(trainer, net, batch).max(1).values
@@ -78,8 +73,7 @@ class GradCAM(Inspection):
         for picture, share in zip(inputs, shares.numpy(), strict=True):
             overlay = 0.55 * picture + 0.45 * 255 * colormaps["inferno"](share)[..., :3]
             tiles += [picture, overlay.astype(np.uint8)]
-        where = "where_it_looks/predicted_class"
-        self.board.add_image(where, grid(tiles, 4), last_step(trainer), dataformats="HWC")
+        self.board.add_image("where_it_looks/predicted_class", grid(tiles, 4), step, dataformats="HWC")
 
 
 def colored(values: Tensor) -> Picture:

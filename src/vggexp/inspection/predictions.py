@@ -1,5 +1,6 @@
 """Where the network fails: by class, by pair of classes, by image."""
 
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ from torch import Tensor
 from vggexp.inspection import figures
 from vggexp.inspection.base import Inspection, last_step, log, tag
 
-MISTAKES = 24
+MISTAKES, COLUMNS = 16, 4  # a card of TensorBoard is a few hundred pixels wide
 
 
 class Predictions(Inspection):
@@ -75,5 +76,7 @@ class Predictions(Inspection):
             return  # the gathered images are in another order than the stored ones
         worst, captions, title = figures.mistakes(probabilities, labels, data.classes, MISTAKES)
         if len(worst):
-            picture = figures.pixels(figures.gallery, data.stored("test", worst).cpu(), captions, title)
+            picture = figures.pixels(
+                partial(figures.gallery, columns=COLUMNS), data.stored("test", worst).cpu(), captions, title
+            )
             self.board.add_image("mistakes/test", picture, step, dataformats="HWC")

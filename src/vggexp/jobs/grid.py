@@ -20,7 +20,6 @@ class Grid(Sweep):
     """Trains every config of a command line that is not done yet."""
 
     def sweep(self, arguments: list[str]) -> int:
-        """Returns the exit code: 1 if a run did not complete."""
         jobs = list({job.cfg.hash(): job for job in self.session.grid()}.values())
         for job in jobs:
             refuse_processes(job.cfg)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import run_job
 from omegaconf import DictConfig
 
-from vggexp.config import compose
+from vggexp.config import compose, messages
 from vggexp.config.compose import Session
 from vggexp.config.schema import Config
 from vggexp.errors import Pruned, UserError, described
@@ -41,7 +40,7 @@ def start(session: Session) -> int:
     restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     if any(map(int, restarts)) and (folder / layout.RESULT).exists():
         return continue_run(job.cfg, folder, manifest.load(folder, f"hydra.run.dir={folder}"))
-    content = _manifest(job.cfg, job.raw.hydra)
+    content = manifest.collect(job.cfg, job.raw.hydra.runtime.choices.get("experiment"))
     if not is_worker():
         manifest.claim(folder, content, "hydra.run.dir")
     done = run_job(lambda _: train(job.cfg, folder, content), job.raw, "hydra.run.dir", None, launcher.context(session))
@@ -65,7 +64,7 @@ def start_in_sweep(raw: DictConfig) -> int:
             cfg = compose.check(raw)
             files.check_folder(folder, f"hydra.sweep.dir={folder.parent}")
             if not (folder / layout.RESULT).exists():
-                content = _manifest(cfg, HydraConfig.get())
+                content = manifest.collect(cfg, HydraConfig.get().runtime.choices.get("experiment"))
                 manifest.claim(folder, content, "hydra.sweep.subdir")
                 return train(cfg, folder, content, in_sweep=True)
             past = manifest.load(folder, f"resume={folder}")
@@ -84,6 +83,7 @@ def resume_run(run: str, args: list[str]) -> int:
     folder = select.run(run, "resume")
     cfg, past = resume.config(folder, args)
     if past["status"] == "completed" and (done := resume.nothing_left(cfg, past)):
+        layout.tell(folder)
         terminal.say(f"{folder}: {done}")
         return 0
     # the further processes of trainer=ddp start by the same arguments, and `last` may mean another run by then
@@ -93,7 +93,7 @@ def resume_run(run: str, args: list[str]) -> int:
 
 def continue_run(cfg: Config, folder: Path, past: dict[str, Any], in_sweep: bool = False) -> int:
     """Resumes a run, whose `result.json` is `past`, in its folder; returns the exit code."""
-    content = manifest.resumed(_manifest(cfg), past)
+    content = manifest.resumed(manifest.collect(cfg), past)
     if not is_worker():
         for line in manifest.changes(folder, past, content):
             terminal.say(f"{folder}: resumed with {line}", stderr=True)
@@ -133,6 +133,8 @@ def train(
         with lock, Signals(interrupted) as signals:
             try:
                 if not is_worker():
+                    if not in_sweep:
+                        layout.tell(folder)
                     manifest.write(folder, content)
                     code.keep(folder, code.current(cfg.allowed_packages))
                     tables.announce(cfg, folder)
@@ -143,7 +145,7 @@ def train(
                 if is_worker():
                     return 0  # else Lightning would kill the first process before it has recorded its end
                 given = {"data.cache_dir": cfg.data.cache_dir, "logger.uri": cfg.logger.uri}  # see `resume.config`
-                words = [shlex.quote(f"{key}={value}") for key, value in given.items() if value is not None]
+                words = [terminal.quoted(messages.argument(key, value)) for key, value in given.items() if value]
                 again_with = " ".join(["vggexp train", terminal.argument(folder, "resume"), *words])
                 terminal.say(f"vggexp: stopped by {stop}; to continue: {again_with}", stderr=True)
                 raise
@@ -173,22 +175,17 @@ def train(
     return 0
 
 
-def _manifest(cfg: Config, settings: Any = None) -> dict[str, Any]:
-    """What is known of a run before its first step; `settings` are Hydra's own."""
-    chosen = None if settings is None else settings.runtime.choices.get("experiment")
-    return manifest.collect(cfg, chosen)
-
-
 def _train(
     cfg: Config, folder: Path, again: bool, signals: Signals, trial: Path | None, begun: Callable[[int, int], None]
 ) -> dict[str, Any]:
     from vggexp.training.run import run  # torch and Lightning: only now, when nothing is left to refuse
 
-    if trial is None or not trial.exists():
-        return run(cfg, folder, resume=again, signals=signals, begun=begun)
-    from vggexp.jobs.pruning import Pruning
+    callbacks = []
+    if trial is not None and trial.exists():
+        from vggexp.jobs.pruning import Pruning
 
-    return run(cfg, folder, resume=again, signals=signals, callbacks=[Pruning(trial)], begun=begun)
+        callbacks.append(Pruning(trial))
+    return run(cfg, folder, resume=again, signals=signals, callbacks=callbacks, begun=begun)
 
 
 def is_worker() -> bool:

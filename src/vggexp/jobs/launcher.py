@@ -5,7 +5,6 @@ Nothing passes from job to job but what a fork server has imported, and a job th
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from vggexp.config.compose import Session
 from vggexp.config.messages import one_line
 from vggexp.errors import UserError
 from vggexp.runs import manifest
-from vggexp.system import signals
+from vggexp.system import paths, signals, terminal
 
 PROCESSES = "vggexp.jobs.launcher.Processes"
 
@@ -46,7 +45,7 @@ def make(session: Session, task: TaskFunction, config: DictConfig) -> Launcher:
     except (RuntimeError, ImportError, HydraException) as error:
         name = config.hydra.runtime.choices["hydra/launcher"]
         extra = name.partition("_")[0]
-        raise UserError(f"hydra/launcher={name}: {one_line(error)}; pip install 'vggexp[{extra}]'", 1) from None
+        raise UserError(f"hydra/launcher={name}: {one_line(error)}; {paths.install(extra)}", 1) from None
 
 
 class Processes(Launcher):
@@ -54,7 +53,8 @@ class Processes(Launcher):
 
     def __init__(self, start_method: str) -> None:
         known = multiprocessing.get_all_start_methods()
-        self.method = ("forkserver" if "forkserver" in known else "spawn") if start_method == "auto" else start_method
+        auto = "forkserver" if sys.platform == "linux" else "spawn"  # what macOS loads must not be forked
+        self.method = auto if start_method == "auto" else start_method
         if self.method not in known:
             raise UserError(f"hydra.launcher.start_method={start_method}: must be one of auto, {', '.join(known)}")
 
@@ -75,7 +75,8 @@ class Processes(Launcher):
             process = processes.Process(target=_job, args=(self.context, self.task, config), name=f"job {number}")
             with signals.blocked(), manifest.PROBING:  # of which a process that is forked would inherit too much
                 process.start()
-            process.join()
+            while process.is_alive():
+                process.join(1)  # on Windows, Ctrl-C has to wait for it
             done.append(JobReturn(_return_value=process.exitcode, status=JobStatus.COMPLETED))
         return done
 
@@ -83,6 +84,7 @@ class Processes(Launcher):
 def _job(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
     """The life of a job's process."""
     signals.reset()
+    terminal.make_redirectable()
     if hasattr(os, "setsid"):
         os.setsid()  # the terminal's Ctrl-C is for the sweep, which passes it on
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
@@ -95,4 +97,4 @@ def _job(context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
 def _end_with_parent() -> None:
     """Makes the job save and stop when the sweep's process has ended, however it did."""
     wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
-    os.kill(os.getpid(), signal.SIGTERM)
+    signals.stop()

@@ -137,7 +137,7 @@ class Overview:
 def work(cfg: Config) -> float:
     """A rough measure of what there is to compute: pixels times epochs, less for narrower networks."""
     ratio = float(cfg.model.spec().get("ratio") or 1)
-    return cfg.data.resize**2 * cfg.trainer.max_epochs / ratio
+    return cfg.data.size**2 * cfg.trainer.max_epochs / ratio
 
 
 def duration(seconds: float) -> str:

@@ -37,7 +37,6 @@ class Search(Sweep):
     """Tries configs until the study has as many finished trials as it should."""
 
     def sweep(self, arguments: list[str]) -> int:
-        """Returns the exit code: 1 if a trial failed."""
         self.settings = compose.validate(OmegaConf.to_container(self.session.search, resolve=True), Settings, "search.")
         self.space, self.fixed = self._space()
         first = [f"{key}={texts[0]}" for key, (_, texts) in self.space.items() if texts]

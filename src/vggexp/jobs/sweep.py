@@ -5,28 +5,24 @@ import json
 import logging
 import os
 import re
-import shlex
-import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from vggexp.config import compose, messages
 from vggexp.config.compose import Session
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError, described
 from vggexp.jobs import job, launcher
 from vggexp.jobs.overview import Entry, Overview
 from vggexp.runs import code, layout, manifest, read, resume, select, tables
-from vggexp.system import files, terminal
+from vggexp.system import files, paths, signals, terminal
 from vggexp.system.signals import Interrupted, Signals
 
 GRID = "vggexp.jobs.grid.Grid"
@@ -42,7 +38,6 @@ KEPT = re.compile(
 FLAGS = ("--config-dir=", "--config-path=", "--config-name=")
 
 PATIENCE = 60.0  # seconds that a job gets to save and stop
-
 
 CODE = ("any", "now")
 """What `code=` may say of runs that other code has made: they count as they are, or they are trained again."""
@@ -61,13 +56,11 @@ def start(session: Session, args: list[str], again: bool, other_code: str | None
         sweeper = Grid(session, again, other_code)
     else:
         if find_spec("optuna") is None:
-            raise UserError(f"{compose.SEARCH}: Optuna is not installed; pip install 'vggexp[search]'", 1)
+            raise UserError(f"{compose.SEARCH}: Optuna is not installed; {paths.install('search')}", 1)
         from vggexp.jobs.search import Search
 
         sweeper = Search(session, again, other_code)
     launcher.make(session, job.start_in_sweep, session.raw)  # refuses a wrong one before anything is written
-    context = launcher.context(session)
-    sweeper.setup(hydra_context=context, task_function=job.start_in_sweep, config=session.raw)
     return sweeper.sweep(args)
 
 
@@ -83,19 +76,20 @@ def arguments(name: str, args: list[str]) -> list[str]:
     stored = [arg for arg in read.sweep(folder)["arguments"] if arg.partition("=")[0] not in known]
     kept = [arg for arg in stored if KEPT.fullmatch(arg)]
     if dropped := [arg for arg in stored if arg not in kept]:
-        text = f"{layout.SWEEP} grants no trust: left out {' '.join(map(shlex.quote, dropped))}"
+        text = f"{layout.SWEEP} grants no trust: left out {' '.join(map(terminal.quoted, dropped))}"
         terminal.say(f"sweep={terminal.short(folder)}: {text}; type again what you trust", stderr=True)
     return [*kept, *others, messages.quote("hydra.sweep.dir", folder)]
 
 
-class Sweep(Sweeper):
+class Sweep:
     """Trains many configs in one folder, by Hydra's launchers; with `again`, only those that were asked for before."""
 
     def __init__(self, session: Session, again: bool = False, other_code: str | None = None) -> None:
         self.session, self.again, self.other_code = session, again, other_code
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.task = task_function
+    def sweep(self, arguments: list[str]) -> int:
+        """Trains what the command line asks for; returns the exit code, 1 if a run did not complete."""
+        raise NotImplementedError
 
     def folder(self, identity: str) -> Path:
         """The folder of the sweep: the last in which a sweep of the same `identity` was begun, if there is one."""
@@ -117,8 +111,9 @@ class Sweep(Sweeper):
     def refuse_other(entry: Entry, found: read.Run) -> None:
         """Refuses a folder in which another run is `found` than the job's; it may have been trained further."""
         if "config" in found.result:
-            try:
-                resume.check_same(found.result["config"], entry.cfg.values())
+            wanted = flatten(entry.cfg.values())
+            try:  # keys may have been added since
+                resume.check_same(found.config, {key: value for key, value in wanted.items() if key in found.config})
             except UserError as error:
                 place = f"hydra.sweep.dir={terminal.short(entry.folder.parent)}"
                 raise UserError(f"{place}: {entry.folder.name} is another run: {error}; name another folder") from None
@@ -159,7 +154,7 @@ class Sweep(Sweeper):
     def launch(self, folder: Path, entries: Sequence[Entry]) -> None:
         """Has Hydra's launcher train, as many at once as it does; returns when all have ended."""
         config = self.session.sweep_config(folder.resolve())
-        made = launcher.make(self.session, self.task, config)
+        made = launcher.make(self.session, job.start_in_sweep, config)
         OmegaConf.save(config, folder / layout.MULTIRUN)
         for name in ("hydra", "hydra_plugins"):
             logging.getLogger(name).setLevel(logging.WARNING)  # the overview says it
@@ -180,6 +175,7 @@ class Sweep(Sweeper):
 @contextmanager
 def watched(jobs: dict[Path, Entry], folder: Path, total: int = 0) -> Iterator[None]:
     """Shows a sweep while it runs; a signal stops its jobs, so that they save; the table of what is done comes last."""
+    layout.tell(folder)
     (folder / layout.STOP).unlink(missing_ok=True)
     stopping: list[int] = []
 
@@ -209,8 +205,7 @@ def _stop_jobs(folders: Sequence[Path]) -> None:
         here = [run for run in running if run.result.get("host") == socket.gethostname()]
         for pid in {run.result["pid"] for run in here} - asked - {os.getpid()}:
             asked.add(pid)
-            with suppress(ProcessLookupError):  # it has just ended
-                os.kill(pid, signal.SIGTERM)
+            signals.ask_to_stop(pid)
         if not here or time.monotonic() > end:
             return
         time.sleep(0.1)

@@ -52,19 +52,11 @@ class AlexNet(nn.Module):
             nn.MaxPool2d(kernel_size=3, stride=2),
             nn.ReLU(inplace=True),
         )
-        side = _side(image_size)
-        self.classifier = classifier(e * side * side, ALEXNET_HIDDEN // ratio, num_classes, dropout)
+        side = (image_size - 1) // 32 - 1  # of the maps after the last max-pool
+        self.classifier = classifier(e, side, ALEXNET_HIDDEN // ratio, num_classes, dropout)
         initialize(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images → (N, K) logits."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
-
-
-def _side(pixels: int) -> int:
-    """Height and width after the last max-pool."""
-    pixels = (pixels + 2 - 11) // 4 + 1
-    for _ in range(3):
-        pixels = (pixels - 3) // 2 + 1
-    return pixels

@@ -4,16 +4,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Init = Literal["default", "kaiming", "xavier"]
 
 
-def classifier(features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """(N, C, H, W) feature maps, C·H·W = `features` → (N, K) logits; `hidden=0` leaves out the two hidden layers."""
+def classifier(channels: int, side: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """(N, C, H, W) feature maps, H = W = `side` → (N, K) logits; `hidden=0` leaves out the two hidden layers."""
+    features = channels * side**2
     if hidden == 0:
-        return nn.Sequential(nn.Flatten(), nn.Linear(features, num_classes))
+        return nn.Sequential(Flatten(side), nn.Linear(features, num_classes))
     return nn.Sequential(
-        nn.Flatten(),
+        Flatten(side),
         nn.Linear(features, hidden),
         nn.ReLU(inplace=True),
         Dropout(dropout),
@@ -22,6 +24,20 @@ def classifier(features: int, hidden: int, num_classes: int, dropout: float) -> 
         Dropout(dropout),
         nn.Linear(hidden, num_classes),
     )
+
+
+class Flatten(nn.Flatten):
+    """nn.Flatten; in training, maps of another size, from other images, are first averaged to that of the network."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C·side·side)."""
+        if self.training and maps.shape[2:] != (self.side, self.side):
+            maps = F.adaptive_avg_pool2d(maps, self.side)
+        return super().forward(maps)
 
 
 class Mirrored(nn.Module):
@@ -56,10 +72,9 @@ def initialize(net: nn.Module, init: Init) -> None:
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in layers:
         if init == "kaiming":
-            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         else:
             nn.init.xavier_uniform_(layer.weight)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # our layers have one
     if init == "kaiming":
         layers[-1].weight.data.mul_(0.1)

@@ -25,6 +25,7 @@ class VGG(nn.Module):
         ratio: divides the channels and the hidden units.
         hidden: units of the two hidden layers; 0 leaves them out.
         image_size: H = W of the images, at least 2 ** blocks; the classifier's input follows from it.
+            In training, maps of images of another size are pooled to fit.
         in_channels: C.
         num_classes: K.
         batch_norm: normalize after each convolution.
@@ -58,7 +59,7 @@ class VGG(nn.Module):
         inputs = [in_channels, *widths[:-1]]
         blocks_of_layers = [_block(*sizes, batch_norm) for sizes in zip(kernels, inputs, widths, strict=True)]
         self.features = nn.Sequential(*blocks_of_layers)
-        self.classifier = classifier(widths[-1] * side * side, hidden, num_classes, dropout)
+        self.classifier = classifier(widths[-1], side, hidden, num_classes, dropout)
         initialize(self, init)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -7,4 +7,5 @@
 - `figures`: the figures for print, drawn by matplotlib
 - `page`, with `page.html`, `page.css` and `page.js`: the page for the browser
 - `names`: runs named by what sets them apart, as TensorBoard lists them
+- `columns`: what TensorBoard's table of hyperparameters shows of them
 """

@@ -1,21 +1,18 @@
 """From runs to what a report shows of them."""
 
-import shlex
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from vggexp.errors import UserError
 from vggexp.report import notes, statistics
 from vggexp.report.statistics import Difference, Spread
-from vggexp.runs import layout, metrics, query
+from vggexp.runs import metrics, query
 from vggexp.runs import read as runs
 from vggexp.runs.query import number_first
 from vggexp.runs.read import Run
-from vggexp.system import files, terminal
+from vggexp.system import terminal
 from vggexp.system.text import message
 
 SEED = "seed"
@@ -46,9 +43,15 @@ class Group(NamedTuple):
         """A result over seeds; None if there is none."""
         return statistics.spread(list(self.sample(name).values()))
 
+    def numbers(self) -> dict[str, Any]:
+        """The seeds that have completed, and of each result the mean and the standard deviation over them."""
+        found = {name: spread for name in COLUMNS if (spread := self.spread(name))}
+        means = {name: spread.mean for name, spread in found.items()}
+        return {"seeds": self.seeds()} | means | {f"{name} ±": spread.deviation for name, spread in found.items()}
+
     def label(self) -> str:
         """What sets the group apart, in words."""
-        names = [axis.rpartition(".")[2].strip("_") for axis in self.values]  # matplotlib hides what begins with a _
+        names = [name.strip("_") for name in runs.short(self.values)]  # matplotlib hides what begins with a _
         values = map(runs.text, self.values.values())
         return message(", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) or "all")
 
@@ -73,14 +76,6 @@ class Group(NamedTuple):
     def seeds(self) -> int:
         """How many seeds have completed."""
         return len({run.config.get(SEED) for run in self.runs if run.status == "completed"})
-
-    def repeated(self) -> list[str]:
-        """The seeds that were trained twice with different results, which the config alone does not explain."""
-        results: dict[str, set[tuple[float | None, ...]]] = {}
-        for run in self.runs:
-            if run.status == "completed":
-                results.setdefault(str(run.config.get(SEED)), set()).add(tuple(map(run.score, metrics.COMPARED)))
-        return [seed for seed, different in results.items() if len(different) > 1]
 
     def text(self, name: str) -> str:
         """A result as it is printed: the mean and the standard deviation; of one seed, the test set's interval."""
@@ -156,7 +151,7 @@ class Part(NamedTuple):
         for axis in self.axes:
             having: dict[str, list[Run]] = {}
             for run in self.runs:
-                having.setdefault(runs.text(run.config.get(axis)), []).append(run)
+                having.setdefault(runs.text(query.value(run, axis)), []).append(run)
             levels += [
                 (axis, value, Group({axis: value}, having[value], [])) for value in sorted(having, key=number_first)
             ]
@@ -191,6 +186,7 @@ class Choices(NamedTuple):
     columns: Sequence[str] | None = None
     sort: str | None = None
     against: str | None = None  # the conditions that the baseline of a comparison meets
+    by: Sequence[str] | None = None  # the keys whose values make the groups; by default all that vary but the seed
 
 
 DEFAULTS = Choices()
@@ -227,8 +223,12 @@ def collect(places: Sequence[Path], found: Sequence[Run], choices: Choices = DEF
 
 
 def _repeated(group: Group) -> str:
-    """A note of seeds that were repeated with other results; empty where there is none."""
-    if not (seeds := group.repeated()):
+    """A note of seeds whose results differ, which the config alone does not explain; empty where there is none."""
+    results: dict[str, set[tuple[float | None, ...]]] = {}
+    for run in group.runs:
+        if run.status == "completed":
+            results.setdefault(str(run.config.get(SEED)), set()).add(tuple(map(run.score, metrics.COMPARED)))
+    if not (seeds := [seed for seed, different in results.items() if len(different) > 1]):
         return ""
     where = ", ".join(f"{key} {runs.text(value)}" for key, value in group.values.items())
     return (
@@ -237,14 +237,16 @@ def _repeated(group: Group) -> str:
 
 
 def _part(title: str, found: list[Run], choices: Choices, against: set[Path]) -> Part:
-    axes = [key for key in runs.varied([run.config for run in found]) if key != SEED]
+    for key in choices.by or ():
+        query.check(found, "by", key)
+    axes = list(choices.by or [key for key in runs.varied([run.config for run in found]) if key != SEED])
     validated = any(run.number(metrics.OBJECTIVE) is not None for run in found)
     objective = metrics.OBJECTIVE if validated else metrics.WITHOUT_VALIDATION
     by_values: dict[tuple[str, ...], Group] = {}
     found = query.sort(found, choices.sort) if choices.sort else found
     curves = [runs.epochs(run.folder) for run in found]
     for run, curve in zip(found, curves, strict=True):
-        values = {axis: run.config.get(axis) for axis in axes}
+        values = {axis: query.value(run, axis) for axis in axes}
         group = by_values.setdefault(tuple(map(str, values.values())), Group(values, [], []))
         group.runs.append(run)
         group.curves.append(curve)
@@ -285,15 +287,3 @@ def _comparisons(ranked: Sequence[Group], objective: str, against: set[Path]) ->
         rows = sorted(zip(others, found, strict=True), key=lambda row: -row[1].mean)
         made.append(Comparison(name, reference, rows))
     return made
-
-
-def command(run: Run) -> str:
-    """The command that repeats a run, from what Hydra has noted of it; empty where that cannot be read."""
-    try:
-        text = files.content(run.folder / layout.OVERRIDES, 2**16).decode()
-        listed = yaml.compose(text, yaml.SafeLoader).value  # type: ignore[no-untyped-call]
-        overrides = [node.value for node in listed]  # not constructed, not resolved
-        flags = [arg for arg in run.result["command"] if arg.startswith("--config")]
-        return shlex.join(["vggexp", "train", *flags, *overrides])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
-        return ""

@@ -1,44 +1,78 @@
 """The figures of a report for print, as PNG and SVG."""
 
+import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import figure as base
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from vggexp.report.collect import Group, Part
+from vggexp.errors import UserError
+from vggexp.report.collect import Curve, Group, Part
 from vggexp.runs import read as runs
+from vggexp.runs.metrics import SCORES
 from vggexp.runs.metrics import label as label_of
 from vggexp.runs.query import number_first
+from vggexp.runs.read import Run
 
 SHOWN = 40  # groups of a comparison
 NAMED = 10  # groups that have a color and a name in a figure, the best; the others are gray
 
 STYLE: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 STYLE |= {"text.parse_math": False}  # names are no formulas
-BESIDE: Any = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 7}
 LEGEND: Any = {"fontsize": 7, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
+class Figure(base.Figure):
+    """A figure that a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        self.savefig(file := io.BytesIO(), dpi=80)
+        return file.getvalue()
+
+
+def drawn(part: Part) -> dict[str, Figure]:
+    """Each figure for which there are enough runs, by name."""
+    with rc_context(STYLE):
+        figures = {"curves": _curves(part, "epoch"), "time": _curves(part, "train_seconds")}
+        figures |= {"heatmap": _heatmap(part), "pareto": _pareto(part), "comparison": _comparison(part)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
 def draw(part: Part, folder: Path) -> list[str]:
-    """Writes each figure for which there are enough runs, as `NAME.png` and `NAME.svg`; returns the names."""
-    drawn = []
+    """Writes the figures as `NAME.png` and `NAME.svg`; returns the names."""
+    figures = drawn(part)
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that are long, or have characters that the font lacks
-        figures = {"curves": _curves(part, "epoch"), "time": _curves(part, "train_seconds")}
-        figures |= {"heatmap": _heatmap(part), "pareto": _pareto(part), "parallel": _parallel(part)}
-        figures |= {"comparison": _comparison(part)}
         for name, figure in figures.items():
-            if figure is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                for kind in ("png", "svg"):
-                    figure.savefig(folder / f"{name}.{kind}", dpi=160)
-                drawn.append(name)
-    return drawn
+            folder.mkdir(parents=True, exist_ok=True)
+            for kind in ("png", "svg"):
+                figure.savefig(folder / f"{name}.{kind}", dpi=160)
+    return list(figures)
+
+
+def curves_of_run(epochs: Curve, names: Sequence[str] = ()) -> Figure:
+    """What a run logged at the end of each epoch, by default losses and accuracies; a panel for each kind of score."""
+    logged = [name for name in names or SCORES if any(name in epoch for epoch in epochs)]
+    if unknown := [name for name in names if name not in logged]:
+        known = ", ".join(sorted({name for epoch in epochs for name in epoch}))
+        raise UserError(f"{unknown[0]}: was not logged; there are {known}")
+    kinds = list(dict.fromkeys(name.rpartition("/")[2] for name in logged))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.0 + 4.2 * max(1, len(kinds)), 3.4), layout="constrained")
+        for axes, kind in zip(figure.subplots(1, max(1, len(kinds)), squeeze=False)[0], kinds, strict=False):
+            for name in [name for name in logged if name.rpartition("/")[2] == kind]:
+                points = [(epoch["epoch"], epoch[name]) for epoch in epochs if name in epoch]
+                axes.plot(*np.array(points).T, marker="o" if len(points) == 1 else None, label=name)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(fontsize=7, frameon=False)
+    return figure
 
 
 def _curves(part: Part, against: str) -> Figure | None:
@@ -78,13 +112,14 @@ def _heatmap(part: Part) -> Figure | None:
     """The mean objective over two axes."""
     if (both := part.pair()) is None or part.best() is None:
         return None
-    columns, rows = (sorted({runs.text(g.values[axis]) for g in part.groups}, key=number_first) for axis in both)
+    cells: dict[tuple[str, ...], list[Run]] = {}
+    for group in part.groups:
+        cells.setdefault(tuple(runs.text(group.values[axis]) for axis in both), []).extend(group.runs)
+    columns, rows = (sorted(set(texts), key=number_first) for texts in zip(*cells, strict=True))
     table = np.full((len(rows), len(columns)), np.nan)
-    for y, row in enumerate(rows):
-        for x, column in enumerate(columns):
-            here = [g for g in part.groups if [runs.text(g.values[axis]) for axis in both] == [column, row]]
-            if (value := Group({}, [run for g in here for run in g.runs], []).spread(part.objective)) is not None:
-                table[y, x] = value.mean
+    for (column, row), here in cells.items():
+        if (value := Group({}, here, []).spread(part.objective)) is not None:
+            table[rows.index(row), columns.index(column)] = value.mean
     figure = Figure(figsize=(2.2 + 0.75 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     low, high = np.nanmin(table), np.nanmax(table)
@@ -143,35 +178,4 @@ def _comparison(part: Part) -> Figure | None:
             axes.plot(difference.interval, [y, y], color=color)
     axes.set_yticks(range(len(rows)), [text for text, _ in reversed(rows)])
     axes.set_xlabel(f"{found.metric} above {found.reference.label()}")
-    return figure
-
-
-def _parallel(part: Part) -> Figure | None:
-    """A line for each group across all axes, colored by the objective."""
-    scored = [(group, found.mean) for group in part.groups if (found := group.spread(part.objective)) is not None]
-    if len(part.axes) < 2 or len(scored) < 2:
-        return None
-    scores = np.array([score for _, score in scored])
-    low, high = scores.min(), max(scores.max(), scores.min() + 1e-9)
-    figure = Figure(figsize=(1.5 + 1.3 * (len(part.axes) + 1), 3.6), layout="constrained")
-    axes = figure.subplots()
-    shares = (scores - low) / (high - low)
-    heights = []
-    for x, axis in enumerate(part.axes):
-        texts = [runs.text(group.values[axis]) for group, _ in scored]
-        levels = sorted(set(texts), key=number_first)
-        places = {text: n / max(1, len(levels) - 1) for n, text in enumerate(levels)}
-        heights.append([places[text] for text in texts])
-        for text in levels if len(levels) <= 12 else [levels[0], levels[-1]]:
-            paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-            axes.annotate(text, (x, places[text]), va="center", zorder=5, bbox=paper, **BESIDE)
-    for end, value in ((0.0, low), (1.0, high)):
-        axes.annotate(f"{value:.3f}", (len(part.axes), end), **BESIDE)
-    lines = np.array([*heights, shares])
-    for n in np.argsort(scores):
-        axes.plot(lines[:, n], color=colormaps["cividis"](float(shares[n])), lw=1.2)
-    axes.set_xticks(range(len(lines)), [*part.axes, part.objective], rotation=15)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color="0.85")
     return figure

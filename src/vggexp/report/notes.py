@@ -1,4 +1,4 @@
-"""What a reader should know before comparing runs: other code, other versions, other machines."""
+"""What a reader should know of runs: other code, other versions, other machines, and the commands that repeat them."""
 
 import re
 from collections import Counter
@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import requires
 from typing import Any
 
+import yaml
+
 from vggexp.config.schema import flatten
-from vggexp.runs import read
+from vggexp.runs import layout, read
 from vggexp.runs.read import Run
-from vggexp.system import terminal
+from vggexp.system import files, terminal
 
 
 def machine(run: Run) -> str:
@@ -22,6 +24,8 @@ def machine(run: Run) -> str:
 NOTED = {"processors": "hardware.cpu", "instruction sets": "isa", "devices": "device", "precisions": "precision"}
 NOTED |= {"oneDNN's instruction sets": "onednn_isa", "numbers of threads": "threads"}
 """What runs should have in common to be compared, beside the versions; a report notes where they do not."""
+
+MACHINE = ("device", "precision", "threads", "isa", "onednn_isa")
 
 
 def of_runs(completed: Sequence[Run]) -> list[str]:
@@ -69,18 +73,19 @@ def _short(key: str, value: Any) -> str:
 
 def differences(one: Run, other: Run) -> list[tuple[str, str, str]]:
     """Where two runs differ in config, versions, source and machine."""
-    parts = (
-        "config.",
-        "versions.",
-        "code.",
-        "hardware.",
-        "status",
-        "device",
-        "precision",
-        "threads",
-        "isa",
-        "onednn_isa",
-    )
+    parts = ("config.", "versions.", "code.", "hardware.", "status", *MACHINE)
     sides = [{k: _short(k, v) for k, v in flatten(run.result).items() if k.startswith(parts)} for run in (one, other)]
     rows = [(key, sides[0].get(key, "–"), sides[1].get(key, "–")) for key in dict.fromkeys([*sides[0], *sides[1]])]
     return [row for row in rows if row[1] != row[2]]
+
+
+def command(run: Run) -> str:
+    """The command that repeats a run, from what Hydra has noted of it; empty where that cannot be read."""
+    try:
+        text = files.content(run.folder / layout.OVERRIDES, 2**16).decode()
+        listed = yaml.compose(text, yaml.SafeLoader).value  # type: ignore[no-untyped-call]
+        overrides = [node.value for node in listed]  # not constructed, not resolved
+        flags = [arg for arg in run.result["command"] if arg.startswith("--config")]
+        return terminal.quoted("vggexp", "train", *flags, *overrides)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+        return ""

@@ -9,8 +9,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vggexp.report.collect import CURVES, DIFFERENCES, PROGRESS, SEED, Group, Part, Report, command
-from vggexp.runs import metrics
+from vggexp.report.collect import CURVES, DIFFERENCES, PROGRESS, SEED, Group, Part, Report
+from vggexp.report.notes import command
+from vggexp.runs import metrics, query
 from vggexp.runs import read as runs
 from vggexp.runs.metrics import COMPARED, COSTS, METRICS
 from vggexp.system import files, terminal
@@ -103,10 +104,10 @@ def _part(part: Part, folder: Path) -> dict[str, Any]:
         "runs": [
             {
                 "name": terminal.short(run.folder),
-                "link": os.path.relpath(run.folder.resolve(), folder.resolve()).replace(os.sep, "/"),
+                "link": _link(run.folder.resolve(), folder.resolve()),
                 "status": run.status,
                 "reason": run.reason,
-                "values": {key: runs.text(value) for key, value in run.config.items() if key in (*part.axes, SEED)},
+                "values": {key: runs.text(query.value(run, key)) for key in (*part.axes, SEED)},
                 "numbers": {name: _finite(run.number(name)) for name in (*COMPARED, *COSTS)},
                 "curve": {
                     name: [_finite(epoch.get(name)) for epoch in curve]
@@ -124,6 +125,14 @@ def _part(part: Part, folder: Path) -> dict[str, Any]:
 def _cell(group: Group, name: str) -> list[Any]:
     found = group.spread(name)
     return [None if found is None else _finite(found.mean), group.text(name)]
+
+
+def _link(target: Path, folder: Path) -> str:
+    """Where a page in a folder finds another folder."""
+    try:
+        return os.path.relpath(target, folder).replace(os.sep, "/")
+    except ValueError:  # on another of Windows' drives
+        return target.as_uri()
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +23,8 @@ class Interval(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """One result over seeds."""
-
     mean: float
-    deviation: float | None  # the sample standard deviation; None of a single seed
+    deviation: float | None  # the sample standard deviation over seeds; None of a single seed
 
 
 class Difference(NamedTuple):
@@ -97,14 +96,13 @@ def compare(reference: Sample, others: Sequence[Sample]) -> list[Difference]:
         stopped = stopped or p > 1 - levels[n]
         left -= not stopped
     found = []
-    for n, (test, other) in enumerate(zip(tests, others, strict=True)):
+    for n, test in enumerate(tests):
         if test is None:
-            mean = statistics.fmean(other.values()) - statistics.fmean(reference.values())
+            mean = statistics.fmean(others[n].values()) - statistics.fmean(reference.values())
             found.append(Difference(mean, None, False, None))
-            continue
-        interval = test.interval(levels[n])
-        made = Difference(test.mean, interval, test.paired, None)
-        found.append(made if made.separated else made._replace(needed=_seeds(test, levels[n])))
+        else:
+            made = Difference(test.mean, test.interval(levels[n]), test.paired, None)
+            found.append(made if made.separated else made._replace(needed=_seeds(test, levels[n])))
     return found
 
 
@@ -114,12 +112,9 @@ def _test(one: Sample, other: Sample) -> _Test | None:
 
     common = [seed for seed in one if seed in other]
     if len(common) > 1:
-        pairs = [[sample[seed] for seed in common] for sample in (one, other)]
-        differences = [a - b for a, b in zip(*pairs, strict=True)]
+        differences = [one[seed] - other[seed] for seed in common]
         mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
-        if deviation < ROUNDING:
-            return _Test(mean, 0.0, True, None)
-        return _Test(mean, deviation, True, stats.ttest_rel(*pairs))
+        return _Test(mean, deviation, True, stats.ttest_1samp(differences, 0) if deviation > ROUNDING else None)
     if min(len(one), len(other)) < 2:
         return None
     values = [list(sample.values()) for sample in (one, other)]
@@ -132,7 +127,7 @@ def _seeds(test: _Test, level: float) -> int | None:
     """The smallest number of seeds of which a t-test at `level` has the POWER to see the difference; at most MOST."""
     from scipy import stats
 
-    if not test.mean or not test.deviation:
+    if not test.mean or test.result is None:
         return None
 
     def suffices(n: int) -> bool:
@@ -140,10 +135,4 @@ def _seeds(test: _Test, level: float) -> int | None:
         critical = stats.t.ppf((1 + level) / 2, freedom)
         return bool(stats.nct.sf(critical, freedom, abs(test.mean) / test.deviation * math.sqrt(n)) >= POWER)
 
-    low, high = 1, 2
-    while high < MOST and not suffices(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if suffices(middle) else (middle, high)
-    return min(high, MOST)
+    return 2 + bisect_left(range(2, MOST), True, key=suffices)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vggexp.report import figures, page
-from vggexp.report.collect import DIFFERENCES, SEED, Part, Report, command
+from vggexp.report.collect import DIFFERENCES, SEED, Part, Report
+from vggexp.report.notes import command
 from vggexp.runs import metrics
 from vggexp.runs.metrics import COMPARED, COSTS
 from vggexp.runs.read import Run
@@ -29,14 +30,14 @@ def show(report: Report) -> None:
             terminal.say(f"… and {len(rows) - LONGEST} more; runs.csv has all")
 
     for part in report.parts:
-        _tables(part, table, terminal.say)
+        tables_of(part, table, terminal.say)
     if report.differences:
         table(["differs", *(terminal.short(run.folder) for run in report.runs)], report.differences, 3)
     for line in _remarks(report):
         terminal.say(line)
 
 
-def _tables(part: Part, table: Table, say: Callable[[str], None]) -> None:
+def tables_of(part: Part, table: Table, say: Callable[[str], None]) -> None:
     """What there is to say of runs that belong side by side."""
     if part.title:
         say(f"{part.title}: {len(part.runs)} run{'s' * (len(part.runs) > 1)}")
@@ -96,8 +97,9 @@ def write(report: Report, folder: Path) -> None:
 
     for n, part in enumerate(report.parts):
         place = folder / "figures" / (str(n) if len(report.parts) > 1 else "")
-        _tables(part, table, say)
-        lines += ["", *(f"![{name}]({place.relative_to(folder)}/{name}.svg)" for name in figures.draw(part, place))]
+        tables_of(part, table, say)
+        shown = place.relative_to(folder).as_posix()
+        lines += ["", *(f"![{name}]({shown}/{name}.svg)" for name in figures.draw(part, place))]
     if report.differences:
         table(["differs", *(terminal.short(run.folder) for run in report.runs)], report.differences, 3)
     lines += ["", *(f"- {markdown(line)}" for line in _remarks(report))]

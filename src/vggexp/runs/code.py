@@ -142,7 +142,7 @@ def _listed(folder: Path | None, name: str, digest: str) -> dict[str, str]:
         return next((package.hashes for package in current([name]) if package.name == name), {})
     try:
         found = json.loads(files.content(_place(folder, name, digest) / layout.HASHES))
-        names = [str(file) for file in found if ".." not in file.split("/") and not Path(file).is_absolute()]
+        names = [str(file) for file in found if ".." not in Path(file).parts and not Path(file).anchor]
         return {file: str(found[file]) for file in names}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -1,5 +1,6 @@
 """The names of the files and folders in the folder of a run and of a sweep."""
 
+import os
 from pathlib import Path
 
 from vggexp.errors import UserError
@@ -11,7 +12,8 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 FINISHED = "finished.ckpt"  # what a finished run was tested with, while it is trained further
 LOCK = ".lock"  # held by the process that works in the folder
 CODE, HASHES = "code", "files.json"  # what made the run and is in no commit; a package's files by hash
-LOGGER_ID = "logger_id.txt"  # the name by which a logger's server knows the run
+LOGGER_ID = "logger_id.txt"  # the name by which a logger's server knows the run, and its address there
+LOGGED = "wandb_logged.txt"  # what W&B has been given: a line for each step and name
 PROFILE = "profile"
 EVALUATION, EXPORT, REPORT = "evaluation", "export", "report"  # where the commands put what they make from a run
 
@@ -23,6 +25,15 @@ ASIDE = "other-code"  # the runs of a sweep that were trained again, because the
 STOP = ".stop"  # the sweep was stopped: a job that still waits in a queue must not begin
 TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"  # which trial of which study a run is, and the lock of its process
 STUDY = "study.db"
+
+TOLD = "VGGEXP_FOLDER_TO"
+"""The environment variable by which a program that starts `vggexp train` names a file for the folder of the run."""
+
+
+def tell(folder: Path) -> None:
+    """Tells the program that has started this process, if it wants to know, in which folder a run or a sweep lies."""
+    if file := os.environ.get(TOLD):
+        Path(file).write_text(str(folder.resolve()), encoding="utf-8")
 
 
 def check_output(file: Path, key: str) -> None:

@@ -1,6 +1,7 @@
 """What made a run: config, versions, code and machine, kept in `result.json` from its first moment to its last."""
 
 import functools
+import getpass
 import hashlib
 import json
 import os
@@ -54,8 +55,12 @@ def weights(file: str | None) -> str | None:
 
 
 def origin() -> dict[str, Any]:
-    """When, where and by which command this process was started."""
-    return {"started": now(), "pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv}
+    """When, where, by whom and by which command this process was started."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # nothing names the user, as in some containers
+        user = ""
+    return {"started": now(), "pid": os.getpid(), "host": socket.gethostname(), "user": user, "command": sys.argv}
 
 
 def now() -> str:
@@ -155,6 +160,7 @@ class Segment(_Kept):
 
     begins: dict[str, Any] | None = None
     host: str | None = None
+    user: str | None = None
     command: list[str] | None = None
     code: dict[str, _Code] | None = None
     versions: dict[str, Any] | None = None

@@ -30,6 +30,7 @@ METRICS = {
 SCORES = tuple(name for name in METRICS if "/" in name)  # in the order in which they are printed
 COMPARED = ("val/acc", "val/loss", "test/acc", "test/loss")  # the scores by which runs are compared
 SUMMARY = ("val/acc", "test/acc", "test/loss", "images_per_second", "seconds")  # in the closing table of a sweep
+RESULTS = tuple(dict.fromkeys((*COMPARED, "images_per_second", *SCORES)))  # TensorBoard's table first shows five
 COSTS = ("seconds", "images_per_second", "peak_memory_bytes", "parameters", "epochs")
 OBJECTIVE, WITHOUT_VALIDATION = "val/acc", "test/acc"
 """The score that choices are made by, and the one shown in its place where nothing was validated."""

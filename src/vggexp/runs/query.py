@@ -3,7 +3,6 @@
 import math
 import operator
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ from vggexp.config.messages import nearest
 from vggexp.errors import UserError
 from vggexp.runs import metrics, read
 from vggexp.runs.read import Run
+from vggexp.system import terminal
 
 CONDITION = re.compile(r"([^=<>!\s]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge
 }  # fmt: skip
-OWN = ("status", "reason", "experiment", "tags", "note", "started", "host", "config_hash", "size")
+OWN = ("status", "reason", "experiment", "tags", "note", "started", "host", "user", "config_hash", "size")
 """What `where=`, `sort=` and `columns=` may name beside a result and a key of the config."""
 
 
@@ -36,7 +36,7 @@ def value(run: Run, name: str) -> Any:
 def select(runs: Sequence[Run], where: str | None) -> list[Run]:
     """The runs that meet all conditions, such as `data.resize=32 status!=failed val/acc>0.9`."""
     try:
-        conditions = shlex.split(where or "")
+        conditions = terminal.split(where or "")
     except ValueError as error:
         raise UserError(f"where={where}: {error}") from None
     kept = list(runs)

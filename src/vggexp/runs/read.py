@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,11 @@ LARGEST_METRICS, LARGEST_SWEEP = 2**27, 2**24  # bytes
 LARGEST_ROWS = 10**6
 LARGEST_EPOCHS = 10**5
 LARGEST = 10**18  # of a number that a run may have come to
+ASIDE = (
+    *("allowed_packages", "checkpoint.", "inspect.", "logger."),
+    *("data._target_", "data.root", "data.cache_dir", "data.num_workers", "data.test_each_epoch"),
+    *("trainer.benchmark", "trainer.detect_anomaly", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+)  # keys of the config by which runs are not compared
 KILLED = "its process was killed, or the machine went down; resume= continues it"
 
 
@@ -117,7 +122,7 @@ def sweep(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(files.content(folder / layout.SWEEP, LARGEST_SWEEP))
         texts = [entry[key] for entry in content["jobs"] for key in ("folder", "config_hash")] + content["arguments"]
         leaving = any(
-            Path(entry["folder"]).is_absolute() or {"..", "\0"} & {*entry["folder"], *Path(entry["folder"]).parts}
+            Path(entry["folder"]).anchor or {"..", "\0"} & {*entry["folder"], *Path(entry["folder"]).parts}
             or len(os.fsencode(entry["folder"])) > 255
             for entry in content["jobs"]
         )  # fmt: skip
@@ -174,10 +179,16 @@ def labels(found: Sequence[Run]) -> dict[Path, str]:
         by_command = len(axes) > MOST and all(run.folder in typed for run in together if run.config)
         common = set.intersection(*map(set, typed.values())) if by_command else set()
         for run in together:
-            values = {axis.rpartition(".")[2]: text(run.config.get(axis)) for axis in axes}
-            parts = [f"{name}={value}" for name, value in values.items()] if run.config else []
+            pairs = zip(short(axes), (text(run.config.get(axis)) for axis in axes), strict=True)
+            parts = [f"{name}={value}" for name, value in pairs] if run.config else []
             words[run.folder] = [o for o in typed.get(run.folder, []) if o not in common] if by_command else parts
     return {folder: " ".join(parts[:MOST] + ["…"] * (len(parts) > MOST)) for folder, parts in words.items()}
+
+
+def short(keys: Collection[str]) -> list[str]:
+    """The last parts of keys; a whole key where another, or `seed`, ends like it."""
+    names = {key: key.rpartition(".")[2] for key in ("seed", *keys)}
+    return [names[key] if list(names.values()).count(names[key]) == 1 else key for key in keys]
 
 
 def text(value: Any) -> str:
@@ -195,7 +206,9 @@ def epochs(folder: Path) -> list[dict[str, float]]:
     """What a run logged at the end of each epoch, from `metrics.csv`; broken lines are left out."""
     found: dict[int, dict[str, float]] = {}
     for row in rows(folder / layout.METRICS):
-        values = {name: float(text) for name, text in row.items() if not name.endswith("_step")}
+        if "train/loss_step" in row:  # within an epoch
+            continue
+        values = {name: float(text) for name, text in row.items()}
         number = values.pop("epoch", math.nan)
         if not math.isfinite(number):
             continue

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vggexp.config import compose
+from vggexp.config.components import schedule
 from vggexp.config.schema import REMARKS, Config, flatten, merged, untrusted
 from vggexp.errors import UserError
 from vggexp.runs import layout, manifest
@@ -36,6 +37,8 @@ def config(folder: Path, args: list[str]) -> tuple[Config, dict[str, Any]]:
     for key, value in given.items():
         if isinstance(stored.get(key), dict) and not isinstance(value, dict):
             raise UserError(f"{key}={value}: cannot be chosen again; leave it out, the run has it already")
+    if isinstance(data := given.get("data"), dict) and isinstance(data.get("resize"), dict):
+        data["resize"] = schedule(data["resize"])
     both = merged(untrusted(stored), given)
     check_same(both, stored)
     was, now = flatten(stored), flatten(both)

@@ -1,26 +1,20 @@
 """What a run and a sweep print on the terminal."""
 
+import shlex
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vggexp.config.schema import Config
 from vggexp.errors import UserError
-from vggexp.runs import metrics, read
-from vggexp.system import paths, terminal
-
-LOOK = {
-    "tensorboard": "vggexp tensorboard {folder}",
-    "csv": "vggexp report {folder}",
-    "mlflow": "mlflow ui --backend-store-uri {store}, or vggexp report {folder}",
-    "wandb": "wandb sync {folder}/wandb/offline-run-*, or vggexp report {folder}",
-}
-"""Where the numbers of a run are shown, by the name of its logger."""
+from vggexp.runs import layout, metrics, read
+from vggexp.system import files, paths, terminal
 
 
 def announce(cfg: Config, folder: Path) -> None:
     """Prints one line before anything heavy is loaded."""
-    what = f"{network_name(cfg.model.spec())}, {cfg.data.resize} px"
+    what = f"{network_name(cfg.model.spec())}, {'→'.join(map(str, cfg.data.sizes.values()))} px"
     how = f"{cfg.optimizer.target.rpartition('.')[2]} lr {cfg.optimizer.lr:g}, batch {cfg.data.batch_size}"
     terminal.say(f"{what}, {how}, {cfg.trainer.precision}, seed {cfg.seed} → {terminal.short(folder)}")
 
@@ -48,9 +42,24 @@ def show_result(result: Mapping[str, Any], folder: Path) -> None:
         "run folder": terminal.short(folder),
     }
     terminal.console().print(terminal.pairs(rows))
-    logger, place = result["config"]["logger"], terminal.argument(folder)
-    store = logger["uri"] or f"sqlite:///{paths.outputs()}/mlflow.db"
-    terminal.say(f"look inside    {LOOK[logger['name']].format(folder=place, store=store)}")
+    terminal.say(f"look inside    {_look(result['config']['logger'], folder)}")
+
+
+def _look(logger: Mapping[str, Any], folder: Path) -> str:
+    """Where the numbers of a run are shown, by its logger."""
+    name, place = logger["name"], terminal.argument(folder)
+    if name == "tensorboard":
+        return f"vggexp tensorboard {place}"
+    shown = []
+    if name == "mlflow":
+        store = logger["uri"] or f"sqlite:///{paths.outputs()}/mlflow.db"
+        page = "" if find_spec("flask") else "pip install mlflow; "  # mlflow-skinny has none
+        remote = store.startswith(("http:", "https:"))
+        shown = [store if remote else f"{page}mlflow ui --backend-store-uri {shlex.quote(store)}"]
+    elif name == "wandb":
+        known, *url = files.content(folder / layout.LOGGER_ID, 1000).decode().split()
+        shown = url or [f"wandb sync --id {known} {place}/wandb/offline-run-*"]
+    return ", or ".join([*shown, f"vggexp report {place}"])
 
 
 def show_sweep(folder: Path) -> None:

@@ -10,16 +10,33 @@ import itertools
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vggexp.errors import UserError
+from vggexp.system.paths import WINDOWS
 from vggexp.system.text import cell
 
 REMOVE = "remove it"
 LARGEST_RECORD = 2**23  # bytes of a file that describes a run
+T = TypeVar("T")
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """What an action returns: Windows refuses it for the moment in which another process reads or replaces a file."""
+    for _ in range(40 if WINDOWS else 0):
+        with contextlib.suppress(PermissionError):
+            return action()
+        time.sleep(0.05)
+    return action()
+
+
+def replace(source: Path, target: Path) -> None:
+    """Gives a file the name of another, which it replaces."""
+    _patiently(lambda: os.replace(source, target))
 
 
 @contextmanager
@@ -34,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
         sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -48,6 +65,8 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 def no_link(path: str, flags: int) -> int:
     """Opens a file for Python's `open`, unless it is a link."""
+    if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # noqa: PTH114  not Path: it is text
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     return os.open(path, flags | NO_LINK, 0o666)
 
 
@@ -58,7 +77,7 @@ def unblocked(path: str, flags: int) -> int:
 
 def content(path: Path, most: int = LARGEST_RECORD) -> bytes:
     """The bytes of a file; an OSError where it is a link, a pipe, a device, or larger than `most`."""
-    with open(path, "rb", opener=no_link) as file:
+    with _patiently(lambda: open(path, "rb", opener=no_link)) as file:
         check_regular(path, os.fstat(file.fileno()).st_mode)
         read = file.read(most + 1)
     if len(read) > most:
@@ -107,9 +126,9 @@ def no_temporary_folder(error: BaseException) -> UserError | None:
 
 def sync(path: Path) -> None:
     """Waits until a file's content, or the names in a folder, would survive a loss of power."""
-    if path.is_dir() and os.name != "posix":
+    if path.is_dir() and WINDOWS:
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -119,7 +138,7 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replaces a file by this text, in UTF-8."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

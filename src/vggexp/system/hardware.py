@@ -53,13 +53,11 @@ def last_level_cache() -> int:
         return 0
 
 
-def available_memory() -> int | None:
-    """Bytes that a new process could take; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
+def available_memory() -> int:
+    """Bytes that a new process could take."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)  # type: ignore[no-untyped-call]
 
 
 def device(accelerator: str = "auto") -> "torch.device":

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import resource
 import sys
 from pathlib import Path
 
@@ -36,5 +35,11 @@ def peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except OSError:
+        if sys.platform == "win32":
+            import psutil
+
+            return int(psutil.Process().memory_info().peak_wset)
+        import resource
+
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,9 +3,16 @@
 import os
 from pathlib import Path
 
+WINDOWS = os.name == "nt"
+
 _PACKAGED, _CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[3] / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 """The folder of the YAML files: inside an installed package, at the top of a checkout."""
+
+
+def install(extra: str) -> str:
+    """The command that installs the packages of an extra of pyproject.toml."""
+    return f"make setup EXTRAS={extra}" if CONF == _CHECKOUT else f"pip install 'vggexp[{extra}]'"
 
 
 def outputs() -> Path:

@@ -1,15 +1,21 @@
-"""SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1: the first makes a run save and stop, a second ends it at once."""
+"""Signals such as SIGINT (Ctrl-C) and SIGTERM: the first makes a run save and stop, a second ends it at once."""
 
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+from vggexp.system.paths import WINDOWS
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")  # of which no system has all
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+CAN_BLOCK = hasattr(signal, "pthread_sigmask")
+ENDED = getattr(signal, "SIGCHLD", None)
 GRACE = 3.0  # seconds that a starting program has to notice a signal; one that waits for other processes never does
 
 REPEAT = 0.3
@@ -45,11 +51,12 @@ class Signals:
 
     def __enter__(self) -> Self:
         self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-        self._incoming, self._outgoing = os.pipe()
-        os.set_blocking(self._outgoing, False)
+        incoming, self._outgoing = socket.socketpair()  # Windows takes no pipe
+        incoming.setblocking(True)
+        self._outgoing.setblocking(False)
         if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(self._outgoing, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(self._incoming,), name="signals", daemon=True).start()
+            signal.set_wakeup_fd(self._outgoing.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(incoming,), name="signals", daemon=True).start()
         self.install()
         return self
 
@@ -58,7 +65,7 @@ class Signals:
             _set(signum, handler)
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
-        os.close(self._outgoing)  # ends the watch
+        self._outgoing.close()  # ends the watch
 
     def install(self) -> None:
         """Sets the handlers; call it again after Lightning has started, which sets its own."""
@@ -82,9 +89,9 @@ class Signals:
         if self.received:
             raise Interrupted(self.received)
 
-    def _watch(self, incoming: int) -> None:
+    def _watch(self, incoming: socket.socket) -> None:
         arrived: dict[int, float] = {}
-        while byte := os.read(incoming, 1):
+        while byte := incoming.recv(1):
             signum = byte[0]
             if signum not in SIGNALS:
                 continue
@@ -93,7 +100,7 @@ class Signals:
             if again or not (self.armed or self._noticed.wait(GRACE)):
                 self.on_signal(signum)
                 os._exit(128 + signum)
-        os.close(incoming)
+        incoming.close()
 
 
 def reset() -> None:
@@ -102,19 +109,41 @@ def reset() -> None:
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             _set(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
+    if CAN_BLOCK:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+INTERRUPT: int = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)
+"""What makes a program save and stop; on Windows it reaches a group of processes, so the program must begin one."""
+
+
+def ask_to_stop(pid: int) -> None:
+    """Has another process save and stop; on Windows, where that would end it, its console has asked it already."""
+    if not WINDOWS:
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGTERM)
+
+
+def stop() -> None:
+    """Has this process save and stop."""
+    signal.raise_signal(signal.SIGTERM) if WINDOWS else os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ignore(_: int) -> None:
+    """Shields a process that loads batches where signals cannot be `blocked`: a console sends them to all processes."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def kill_children(others: Sequence[Any]) -> None:
     """Kills this process's children but `others`: nothing milder ends one whose signals are `blocked`."""
     if left := [child for child in multiprocessing.active_children() if child not in others]:
-        handler = signal.getsignal(signal.SIGCHLD)
-        _set(signal.SIGCHLD, signal.SIG_DFL)  # else torch would raise an error for each worker that dies
+        handler = None if ENDED is None else signal.getsignal(ENDED)
+        _set(ENDED, signal.SIG_DFL)  # else torch would raise an error for each worker that dies
         for child in left:
             child.kill()
             child.join()
-        _set(signal.SIGCHLD, handler)
+        _set(ENDED, handler)
 
 
 _blocks: list[list[Signals]] = []
@@ -124,7 +153,7 @@ _blocks: list[list[Signals]] = []
 @contextmanager
 def blocked() -> Iterator[None]:
     """Delays the signals; a process that is forked meanwhile receives none of them until it calls `reset`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if CAN_BLOCK else None
     _blocks.append([])
     try:
         yield
@@ -137,6 +166,6 @@ def blocked() -> Iterator[None]:
             signals.check()
 
 
-def _set(signum: int, handler: Any) -> None:
-    if threading.current_thread() is threading.main_thread():
+def _set(signum: int | None, handler: Any) -> None:
+    if signum is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signum, handler)

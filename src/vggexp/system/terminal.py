@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vggexp.errors import UserError
+from vggexp.system.paths import WINDOWS
 from vggexp.system.text import clean, message
 
 WIDTH = 140  # columns of a table that goes into a file or a pipe
@@ -34,32 +35,19 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("plain", _plain)
 
 
-class _Steady(io.RawIOBase):
+class _Steady(io.FileIO):
     """A standard stream whose reader may leave, or whose terminal may be closed: what follows is lost, nothing else."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if self.number > 2 and not self.closed:
-            os.close(self.number)
-        super().close()
-
-    def fileno(self) -> int:
-        return self.number
-
-    def isatty(self) -> bool:
-        return os.isatty(self.number)
-
     def write(self, data: Any) -> int:
-        try:
-            return os.write(self.number, data)
-        except OSError:
-            mute(self.number)
-            return len(data)
+        with suppress(OSError):
+            if (written := super().write(data)) is not None:  # else the stream does not wait until there is room
+                return written
+        mute(self.fileno())
+        return len(data)
+
+
+BAR = "VGGEXP_BAR"
+"""The environment variable that wants a progress bar in plain text, also where standard output is no terminal."""
 
 
 def mute(number: int) -> None:
@@ -71,7 +59,10 @@ def mute(number: int) -> None:
 
 def steady(number: int, encoding: str, line_buffering: bool = False) -> io.TextIOWrapper:
     """A stream that writes to a file descriptor as long as that is possible, and in as many characters."""
-    raw = io.BufferedWriter(_Steady(number))
+    if WINDOWS and os.isatty(number):  # a console there takes characters, not bytes
+        buffering = 1 if line_buffering else -1
+        return open(number, "w", buffering, encoding="utf-8", errors="plain", closefd=number > 2)
+    raw = io.BufferedWriter(_Steady(number, "w", closefd=number > 2))
     return io.TextIOWrapper(raw, encoding=encoding, errors="plain", line_buffering=line_buffering)
 
 
@@ -98,6 +89,13 @@ def outlive_readers() -> None:
             stream.flush()
             by_line = number == 2 or stream.line_buffering or stream.write_through
             setattr(sys, name, steady(number, stream.encoding, by_line))
+
+
+def make_redirectable() -> None:
+    """Lets `os.dup2` redirect the standard streams on Windows, too, where those of a console are not files."""
+    for name, number in (("stdout", 1), ("stderr", 2)) if WINDOWS else ():
+        raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "plain", line_buffering=True))
 
 
 class _Console(Console):
@@ -160,7 +158,24 @@ def short(path: Path) -> str:
 
 def argument(path: Path, key: str = "") -> str:
     """A path, or KEY=PATH, to be copied into a command."""
-    return shlex.quote(f"{key}={short(path)}" if key else short(path))
+    return quoted(f"{key}={short(path)}" if key else short(path))
+
+
+def quoted(*words: str) -> str:
+    """Words to be copied into a command."""
+    if not WINDOWS:
+        return shlex.join(words)
+    from subprocess import list2cmdline
+
+    return list2cmdline(words)
+
+
+def split(text: str) -> list[str]:
+    """A text's words, as a shell takes them apart; on Windows, a backslash is one of a path."""
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    lexer.escape = "" if WINDOWS else lexer.escape
+    return list(lexer)
 
 
 def fail(error: UserError) -> int:

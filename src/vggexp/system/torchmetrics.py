@@ -1,9 +1,11 @@
 """Loads torchmetrics, which Lightning would load in any case, without loading scipy.
 
 Where scipy is installed, torchmetrics (1.5 to 1.9) imports scipy.signal, a sixth of the time until a run's first step,
-only to restore a name for another package. To be imported before Lightning is.
+only to restore a name for another package. To be imported before Lightning is, which also loads torch's counter of
+operations: that warns where triton is missing, and only a GPU needs triton.
 """
 
+import logging
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -26,5 +28,6 @@ def _load() -> None:
         del sys.modules["scipy"], sys.modules["scipy.signal"]
 
 
+logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 if "scipy" not in sys.modules and "torchmetrics" not in sys.modules:
     _load()

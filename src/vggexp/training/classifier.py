@@ -114,6 +114,12 @@ class Classifier(L.LightningModule):
         self.log_dict(values, sync_dist=True, reduce_fx="max")
         scores.reset()
 
+    def losses(self) -> tuple[float, int]:
+        """The sum of the epoch's training losses so far and their number, over all processes; waits for the device."""
+        loss, reduce = self._scores_of("train")["loss"], self.trainer.strategy.reduce
+        total, count = (reduce(x.clone(), reduce_op="sum") for x in (loss.total, loss.count))  # type: ignore[operator]
+        return float(total), int(count)
+
     def _scores_of(self, stage: str) -> MetricCollection:
         return self.scores[f"{stage}_scores"]  # type: ignore[return-value]
 
@@ -207,7 +213,7 @@ def from_config(
         dimensions: `image_size`, `in_channels` and `num_classes`.
         counts: of the training images of each class.
     """
-    step = cfg.step.model_dump()
+    step = cfg.step.model_dump(exclude={"ema"})
     if step.pop("class_weights") == "balanced" and len(counts):
         step["class_weights"] = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
     classes = dimensions["num_classes"]

@@ -10,35 +10,46 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vggexp import inspection
 from vggexp.checkpoints import file, io, pretrained
 from vggexp.config import precision
-from vggexp.config.instantiate import datamodule
+from vggexp.config.instantiate import datamodule, network
 from vggexp.config.schema import Config, flatten
 from vggexp.data import DataModule
 from vggexp.errors import UserError, described
-from vggexp.inspection import loggers
+from vggexp.inspection import dry_run, loggers
 from vggexp.inspection.csvlog import CSVLogger
 from vggexp.runs import layout, metrics
 from vggexp.runs import resume as resuming
 from vggexp.system import hardware, memory, terminal
 from vggexp.system.signals import Signals, kill_children
+from vggexp.training.callbacks.averaging import Averaging
 from vggexp.training.callbacks.history import History
-from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps
+from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps, Start
 from vggexp.training.callbacks.saver import Saver
-from vggexp.training.callbacks.start import Start
 from vggexp.training.callbacks.throughput import Throughput
 from vggexp.training.classifier import Classifier, from_config
 from vggexp.training.trainer import compile_in_place, make_trainer
+
+
+class TrainingBar(TQDMProgressBar):
+    """Training's progress in one line that is written again and again, which a notebook can show, too."""
+
+    def _nothing(self) -> Tqdm:
+        return Tqdm(disable=True)
+
+    init_sanity_tqdm = init_validation_tqdm = init_test_tqdm = _nothing
 
 
 @dataclass
@@ -54,7 +65,6 @@ class Prepared:
     saver: Saver
     logger: Logger | None
     checkpoint: Path | None  # what the run resumes from
-    position: tuple[int, int]  # the epoch and the number of its batches that the checkpoint holds
 
 
 def run(
@@ -86,13 +96,8 @@ def run(
     others = multiprocessing.active_children()
     signals = signals or Signals()
     prepared: Prepared | None = None
-
-    def begins() -> None:
-        assert prepared is not None
-        begun(*prepared.position)
-
     try:
-        prepared = prepare(cfg, folder, resume, signals, [Start(begins), *callbacks])
+        prepared = prepare(cfg, folder, resume, signals, callbacks, begun)
         fit(prepared)
         result = summarize(prepared)
         if prepared.trainer.is_global_zero:
@@ -108,6 +113,8 @@ def run(
             raise UserError(f"resume={prepared.checkpoint}: {text}; train again in a new folder") from error
         raise
     finally:
+        if prepared is not None:
+            loggers.close(prepared.logger)
         kill_children(others)  # of a run that is stopped, the processes that load batches
 
 
@@ -122,12 +129,9 @@ def _check_counters(tree: Any) -> None:
 
 def _restoring(error: BaseException) -> bool:
     """Whether an error comes of what a checkpoint has brought into the trainer, the optimizer or its schedule."""
-    places = (
-        f"{frame.filename} {frame.name}".replace(os.sep, "/") for frame in traceback.extract_tb(error.__traceback__)
-    )
-    return any(
-        re.search(r"/checkpoint_connector\.py|/torch/optim/|/vggexp/training/.* on_train_start", p) for p in places
-    )
+    frames = traceback.extract_tb(error.__traceback__)
+    places = "\n".join(f"{frame.filename} {frame.name}".replace(os.sep, "/") for frame in frames)
+    return bool(re.search(r"/checkpoint_connector\.py|/torch/optim/|/vggexp/training/.* on_train_start", places))
 
 
 def _lost(trainer: L.Trainer) -> str | None:
@@ -140,7 +144,14 @@ def _lost(trainer: L.Trainer) -> str | None:
     return None
 
 
-def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks: Sequence[L.Callback]) -> Prepared:
+def prepare(
+    cfg: Config,
+    folder: Path,
+    resume: bool,
+    signals: Signals,
+    callbacks: Sequence[L.Callback],
+    begun: Callable[[int, int], None],
+) -> Prepared:
     """Builds data, network, callbacks and trainer, in this order, because the seed is drawn from in between."""
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,21 +173,25 @@ def prepare(cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks
     if cfg.model.weights is not None and checkpoint is None:
         say(pretrained.load(module.net, cfg.model.weights))
 
-    throughput, history = Throughput(), History()
-    saver = Saver(folder, cfg.checkpoint.every_n_seconds, signals, history, lambda: time.perf_counter() - start)
-    own: list[L.Callback] = [FiniteLoss(), throughput, history, saver, *callbacks]
+    throughput, history, averaging = Throughput(), History(), Averaging(cfg.step.ema)
+    every = cfg.checkpoint.every_n_seconds
+    saver = Saver(folder, every, signals, history, averaging, lambda: time.perf_counter() - start)
+    own: list[L.Callback] = [FiniteLoss(), throughput, history, averaging, saver]
+    own += [Start(partial(begun, *position)), *callbacks]
     if cfg.trainer.max_steps is not None:
         own.insert(0, MaxSteps(cfg.trainer.max_steps))
-    if cfg.trainer.enable_progress_bar and terminal.console().is_terminal:
-        batches = 6_000_000 // (cfg.data.batch_size * cfg.data.resize**2)  # drawing slows the training threads
-        own.append(RichProgressBar(refresh_rate=min(100, max(1, batches))))
+    if cfg.trainer.enable_progress_bar and (terminal.console().is_terminal or terminal.BAR in os.environ):
+        batches = 6_000_000 // (cfg.data.batch_size * cfg.data.size**2)  # drawing slows the training threads
+        bar = TrainingBar if terminal.BAR in os.environ else RichProgressBar
+        own.append(bar(refresh_rate=min(100, max(1, batches))))
     if cfg.trainer.early_stopping.patience is not None:
         own.append(EarlyStopping(metrics.OBJECTIVE, mode="max", **cfg.trainer.early_stopping.model_dump()))
     logger = loggers.make(cfg, folder, first_step if resume else None)
     own += inspection.callbacks(cfg, folder, logger)
     trainer = make_trainer(exact, folder, own, [*filter(None, [logger]), CSVLogger(folder, first_step)])
+    _check_sizes(cfg, data, trainer.strategy.root_device)
     compile_in_place(module.net, exact, trainer.strategy.root_device)
-    return Prepared(cfg, data, module, trainer, history, throughput, saver, logger, checkpoint, position)
+    return Prepared(cfg, data, module, trainer, history, throughput, saver, logger, checkpoint)
 
 
 def fit(run: Prepared) -> None:
@@ -208,6 +223,23 @@ def summarize(run: Prepared) -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "onednn_isa": hardware.onednn_isa(),
     }
+
+
+def _check_sizes(cfg: Config, data: DataModule, device: torch.device) -> None:
+    """Refuses a schedule of image sizes at which the network, which is built for the last one, cannot be trained."""
+    if len(data.sizes) > 1 and cfg.trainer.deterministic and device.type == "cuda":
+        cannot = "torch pools smaller maps on a GPU in no fixed order"
+        raise UserError(f"data.resize={cfg.data.resize}: {cannot}; leave out trainer.deterministic, or set one size")
+    for size in data.sizes.values():
+        if size != data.size:
+            with dry_run.without_content():
+                net = network(cfg.model.spec(), data.dimensions)
+                try:
+                    net(torch.empty(2, data.source.channels, size, size))
+                except Exception as error:
+                    cannot = f"{type(net).__name__} is built for {data.size} px and takes no others, such as {size}"
+                    remedy = f"set data.resize={data.size}, or have it pool its maps to one size in training"
+                    raise UserError(f"data.resize={cfg.data.resize}: {cannot}; {remedy}") from error
 
 
 def _resumed(path: Path | None, cfg: Config, data: DataModule) -> tuple[int, str | None, tuple[int, int]]:

@@ -75,7 +75,7 @@ def _conditions(source: Path, compiler: str) -> str:
     """A hash of all that the compiled code follows from: the source, the compiler, and the CPU it is compiled for."""
     found = Path(compiler).stat()
     cpu = {name: text for name, text in hardware.processor().items() if name.lower() not in ("cpu mhz", "bogomips")}
-    facts = (source.read_text(), OPTIONS, os.path.realpath(compiler), found.st_size, found.st_mtime_ns, cpu)
+    facts = (source.read_text("utf-8"), OPTIONS, os.path.realpath(compiler), found.st_size, found.st_mtime_ns, cpu)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

@@ -1,8 +1,8 @@
 """What does a run do besides learning?
 
+- `averaging`: an exponential moving average of the weights
 - `history`: each epoch's scores, and which epoch is the best
-- `limits`: ends training after so many steps, or at a loss that is not finite
+- `limits`: the last that is refused before training, and what ends it early
 - `saver`: when a run saves, and how a signal ends it
-- `start`: the last that is refused before training, and the moment at which it really begins or goes on
-- `throughput`: `images_per_second`, `train_seconds`, and the learning rates
+- `throughput`: `images_per_second`, `train_seconds`, and within an epoch the loss and the learning rates
 """

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vggexp.inspection.csvlog import CSVLogger
 from vggexp.runs import layout, metrics
 from vggexp.system.signals import Interrupted, Signals
+from vggexp.training.callbacks.averaging import Averaging
 from vggexp.training.callbacks.history import History
 
 Point = Literal["batch", "epoch", "validation"]
@@ -27,9 +28,16 @@ class Saver(Checkpoint):
     """
 
     def __init__(
-        self, run: Path, every_n_seconds: float, signals: Signals, history: History, seconds: Callable[[], float]
+        self,
+        run: Path,
+        every_n_seconds: float,
+        signals: Signals,
+        history: History,
+        averaging: Averaging,
+        seconds: Callable[[], float],
     ) -> None:
         self.run, self.every_n_seconds, self.signals, self.history = run, every_n_seconds, signals, history
+        self.averaging = averaging
         self._here, self._before = seconds, 0.0
         self.point: Point = "epoch"
         self._stopped = False
@@ -77,7 +85,7 @@ class Saver(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = trainer.callback_metrics.get(metrics.OBJECTIVE)
         if score is not None and not trainer.sanity_checking and self.history.improves(float(score)):
-            trainer.save_checkpoint(layout.checkpoint(self.run, layout.BEST), weights_only=True)
+            self._write(trainer, layout.BEST, weights_only=True)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self._heed_signals(trainer, None)
@@ -99,8 +107,12 @@ class Saver(Checkpoint):
         for logger in trainer.loggers:
             logger.sync() if isinstance(logger, CSVLogger) else logger.save()
         self.point, self._stopped = point, trainer.should_stop
-        trainer.save_checkpoint(layout.checkpoint(self.run, layout.LAST), weights_only=False)
+        self._write(trainer, layout.LAST, weights_only=False)
         self._saved, self._saved_at = (point, trainer.global_step), time.monotonic()
+
+    def _write(self, trainer: L.Trainer, name: str, weights_only: bool) -> None:
+        with self.averaging.applied(trainer.lightning_module):
+            trainer.save_checkpoint(layout.checkpoint(self.run, name), weights_only=weights_only)
 
     def state_dict(self) -> dict[str, Any]:
         return {"point": self.point, "stopped": self._stopped, "seconds": self.seconds}
