@@ -225,7 +225,7 @@ def _command(arguments: Sequence[str]) -> tuple[int, Path | None, str]:
             code = process.wait()
             errors.join()
         finally:
-            process.kill()
+            process.terminate()  # where it still runs, because of an error here: it saves and ends
         folder = Path(told.read_text("utf-8")) if told.exists() else None
     if messages and (folder is not None and (code == 0 or code > 128)):
         print(messages[-1], file=sys.stderr)

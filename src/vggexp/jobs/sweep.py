@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -81,15 +82,15 @@ def arguments(name: str, args: list[str]) -> list[str]:
     return [*kept, *others, messages.quote("hydra.sweep.dir", folder)]
 
 
-class Sweep:
+class Sweep(ABC):
     """Trains many configs in one folder, by Hydra's launchers; with `again`, only those that were asked for before."""
 
     def __init__(self, session: Session, again: bool = False, other_code: str | None = None) -> None:
         self.session, self.again, self.other_code = session, again, other_code
 
+    @abstractmethod
     def sweep(self, arguments: list[str]) -> int:
         """Trains what the command line asks for; returns the exit code, 1 if a run did not complete."""
-        raise NotImplementedError
 
     def folder(self, identity: str) -> Path:
         """The folder of the sweep: the last in which a sweep of the same `identity` was begun, if there is one."""
