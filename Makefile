@@ -14,7 +14,7 @@ VERSIONS ?= 3.11:lowest-direct 3.12:highest 3.13:highest
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.% export=% sheet=%,$(ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train speedrun sweep report tensorboard check test test-versions benchmark benchmark-full benchmark-gpu equality faults mutants audit lint format lock wheel clean
+.PHONY: help setup data train speedrun sweep report tensorboard check test test-versions benchmark benchmark-full benchmark-peers benchmark-gpu equality faults mutants audit lint format lock wheel clean
 
 help: ## this list
 	@echo 'usage: make TARGET [ARGS="key=value ..."]'
@@ -80,6 +80,9 @@ benchmark-full: data ## the same at 224 px, then scaling and start-up (about 25 
 	$(BIN)/python -m benchmarks.compare --size 224 $(ARGS)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.startup
+
+benchmark-peers: data ## the same against Keras, flax, a compiled loop and what PEERS=FOLDER holds, all under one meter
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 benchmark-gpu: data ## measure whole epochs on one GPU, the table last
 	$(BIN)/python -m benchmarks.gpu

@@ -11,6 +11,7 @@ written here from their description, with the usual tools of torch and torchvisi
   chapter      the chapter's loop: PIL `Resize`, 4 workers, NCHW, `.item()` twice per step, in fp32
   torchvision  like torchvision's reference scripts: PIL transforms, workers, meters that read the loss in each step
   lightning    a plain LightningModule on a DataLoader of PIL transforms, which logs in each step
+  compiled     torch.compile, channels_last, fused Adam, random images that are ready in memory
 
 In the shapes below, N is the number of images in a batch, and S = H = W their pixels.
 """
@@ -162,6 +163,25 @@ def bare(size: int, name: str, images: int) -> Callable[[], None]:
     return epoch
 
 
+def compiled(size: int, name: str, images: int) -> Callable[[], None]:
+    """A plain loop as a good user of torch writes it, on images that are ready in memory."""
+    net = chapter_network(size).to(DEVICE, memory_format=torch.channels_last)
+    pictures = torch.rand(min(images, 1280), 1, size, size, device=DEVICE)
+    labels = torch.randint(0, CLASSES, (len(pictures),), device=DEVICE)
+    optimizer, forward = torch.optim.Adam(net.parameters(), lr=LR, fused=True), torch.compile(net)
+
+    def epoch() -> None:
+        for chosen in torch.randint(0, len(pictures), (images // BATCH, BATCH), device=DEVICE):
+            with precision(name):
+                loss = F.cross_entropy(forward(pictures[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        print(f"loss {loss.item():.4f}", file=sys.stderr)
+
+    return epoch
+
+
 def lightning(size: int, name: str, images: int) -> tuple[float, int]:
     import lightning as L
     from torchmetrics.classification import MulticlassAccuracy
@@ -258,7 +278,10 @@ def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-LOOPS = {"ours": ours, "bare": bare, "chapter": chapter, "torchvision": torchvision, "lightning": lightning}
+LOOPS = {
+    **{"ours": ours, "bare": bare, "chapter": chapter, "torchvision": torchvision, "lightning": lightning},
+    "compiled": compiled,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

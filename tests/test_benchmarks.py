@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import compare, loops
+from benchmarks.peers import __main__ as peers
 from vggexp.models import VGG
 
 ROOT = Path(__file__).parents[1]
@@ -71,3 +73,59 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu() -> None:
     command, env = [sys.executable, "-m", "benchmarks.gpu"], os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+TRAINS = """#!{python}
+import os, sys, numpy as np, torch
+assert np.load(os.environ["DATA"])["parameters"] == 3, "and SIZE, BATCH, PRECISION"
+weight = torch.nn.Parameter(torch.zeros(1))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for step in range(int(os.environ["SIZE"])):
+    weight.sum().backward()
+    optimizer.step()
+print("has trained", file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_is_given_is_metered_and_one_that_ends_early_says_so(tmp_path: Path) -> None:
+    program, data = tmp_path / "peers" / "mine" / "run", tmp_path / "data.npz"
+    program.parent.mkdir(parents=True)
+    program.write_text(TRAINS.format(python=sys.executable))
+    program.chmod(0o755)
+    np.savez(data, parameters=3)
+    (name, peer), *others = peers.given(str(tmp_path / "peers")).items()
+    assert (name, others) == ("mine", [])
+    found = peers.run(name, peer, 60, "fp32", data)
+    assert isinstance(found, dict)
+    assert 0 < found["seconds"] < 60
+    assert found["peak_memory_bytes"] > 2**26
+    assert peers.run(name, peer, 40, "fp32", data) == "ended before step 45: has trained"
+
+
+def test_programs_are_compared_round_by_round_and_left_out_where_one_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "operations", lambda size: 1e9)
+    images = loops.BATCH * 40
+    memory = {"peak_memory_bytes": 2.0**30}
+    rounds = [
+        {
+            ("vggexp", "fp32"): {"seconds": drift * images / 400, **memory},
+            ("chapter", "fp32"): {"seconds": drift * images / 100, **memory},
+            ("flax", "fp32"): {"seconds": drift * images / 200, "joules": images / 2, **memory},
+            **({("keras on jax", "fp32"): {"seconds": 1.0, **memory}} if drift == 1 else {}),
+        }
+        for drift in (1, 2)
+    ]
+    rows = {row[0]: row[2:] for row in peers.table(rounds, {"fp32": 1e12}, 96)}
+    assert rows["vggexp"] == ["300.0", "200.0–400.0", "4.00", "1.00", "30%", "1.00", "not measured"]
+    assert rows["flax"][2:4] == ["2.00", "2.00"]
+    assert rows["flax"][-1] == "0.500"
+    assert "keras on jax" not in rows
+
+
+def test_what_a_peer_lacks_is_named() -> None:
+    why = peers.unavailable("compiled, tcmalloc", peers.Peer(list, env=(("LD_PRELOAD", ""),)))
+    assert why is not None
+    assert "apt-get install" in why
