@@ -10,14 +10,14 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from conftest import configure
 from vggexp.config.instantiate import construct, locate
 from vggexp.errors import UserError
-from vggexp.training.classifier import Classifier, from_config
+from vggexp.training.classifier import Classifier
 
 CLASSES = [f"class {n}" for n in range(10)]
 
 
 def classifier(*options: str) -> Classifier:
     cfg = configure("model.ratio=64", "data.resize=32", *options)
-    return from_config(cfg, {"classes": CLASSES}, {"image_size": 32, "in_channels": 1, "num_classes": 10})
+    return Classifier(cfg, {"classes": CLASSES}, {"image_size": 32, "in_channels": 1, "num_classes": 10})
 
 
 def test_scores_are_means_over_samples_not_over_batches() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import QUICK, configure, refusal
-from vggexp.config.instantiate import datamodule, network
+from vggexp.config.instantiate import datamodule
 from vggexp.training.callbacks.limits import FiniteLoss
 from vggexp.training.classifier import Classifier
 
@@ -34,8 +34,7 @@ def test_the_weights_do_not_change_after_a_loss_that_is_not_finite(
     monkeypatch.setattr(FiniteLoss, "on_train_start", lambda self, *_: setattr(self, "_late", late))
     cfg = configure(*QUICK, f"optimizer={optimizer}", f"data.root={os.environ['VGGEXP_TEST_ROOT']}")
     data = datamodule(cfg)
-    net = network(cfg.model.spec(), data.dimensions)
-    module = Spoiled(net, optimizer=cfg.optimizer.spec(), scheduler=cfg.scheduler.spec(), metrics={})
+    module = Spoiled(cfg, {}, data.dimensions)
     seen: list[int] = []
 
     class Count(L.Callback):

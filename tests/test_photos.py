@@ -242,10 +242,10 @@ def test_rare_classes_count_more_where_asked(shapes: Path, tmp_path: Path, learn
     options = (f"data.root={tmp_path}", "trainer.max_epochs=1")
     balanced = learn(*options, "step.class_weights=balanced")
     assert balanced.result["train/loss"] != learn(*options).result["train/loss"]
-    from vggexp.training.classifier import from_config
+    from vggexp.training.classifier import Classifier
 
     cfg = configure(*SMALL, "step.class_weights=balanced")
-    found = from_config(cfg, {"classes": []}, {"image_size": 32, "in_channels": 3, "num_classes": 2}, [30, 10])
+    found = Classifier(cfg, {"classes": []}, {"image_size": 32, "in_channels": 3, "num_classes": 2}, [30, 10])
     assert found.class_weights.tolist() == pytest.approx([40 / 60, 40 / 20])
     assert "class_weights" not in found.state_dict()
 

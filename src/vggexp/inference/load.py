@@ -114,7 +114,7 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     import torch
 
     from vggexp.data.preparation import Preparation
-    from vggexp.training.classifier import from_config
+    from vggexp.training.classifier import Classifier
 
     about_data = {"classes": classes, "preparation": content.get("preparation", {**BEFORE, "size": cfg.data.size})}
     try:
@@ -122,8 +122,8 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
         if preparation.size != dimensions["image_size"]:
             raise ValueError(f"it prepares images of {preparation.size} pixels for {dimensions['image_size']}")
         with torch.device("meta"):  # takes no memory, however large the file says that its network is
-            from_config(cfg, about_data, dimensions).load_state_dict(weights, assign=True)
-        module = from_config(cfg, about_data, dimensions)
+            Classifier(cfg, about_data, dimensions).load_state_dict(weights, assign=True)
+        module = Classifier(cfg, about_data, dimensions)
         module.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         first = [line.strip() for line in str(error).splitlines()[:2]]

@@ -24,51 +24,42 @@ from vggexp.errors import UserError
 from vggexp.models.layers import Mirrored
 from vggexp.system.seeds import DROPOUT, seed_at
 
-Spec = Mapping[str, Any]  # A `_target_` with its arguments
-
 
 class Classifier(L.LightningModule):
-    """Trains and scores an image classifier by cross-entropy."""
+    """Trains and scores an image classifier by cross-entropy.
+
+    Args:
+        about: what a checkpoint says beside the config, as plain values.
+        dimensions: `image_size`, `in_channels` and `num_classes`.
+        counts: of the training images of each class.
+    """
+
+    class_weights: Tensor | None
 
     def __init__(
-        self,
-        net: nn.Module,  # (N, C, S, S) images → (N, K) logits
-        *,
-        optimizer: Spec,
-        scheduler: Spec,
-        metrics: Mapping[str, Spec],  # of torchmetrics, by name, computed beside loss and accuracy, but not in training
-        seed: int = 0,  # of dropout
-        validates: str = "val",  # the stage that validation scores, `val` or `test`
-        label_smoothing: float = 0.0,  # of the training loss
-        class_weights: Sequence[float] | None = None,  # of each class in that loss; 1 on average
-        freeze: str | None = None,  # a part of the network that is not trained
-        test_time_flip: bool = False,  # whether a prediction is the mean over an image and its mirror image
-        max_steps: int | None = None,  # after which training ends, for the schedule
-        compiled: bool = False,
-        about: Mapping[str, Any] | None = None,  # what a checkpoint says of the run, as plain values
+        self, cfg: Config, about: Mapping[str, Any], dimensions: Mapping[str, int], counts: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)
-        self.optimizer, self.scheduler, self.seed, self.validates = optimizer, scheduler, seed, validates
-        self.label_smoothing, self.test_time_flip = label_smoothing, test_time_flip
-        self.max_steps, self.compiled, self.about = max_steps, compiled, about or {}
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.cfg, self.about = cfg, {"config": cfg.values(), "dimensions": dict(dimensions), **about}
+        self.validates = "test" if cfg.data.test_each_epoch else "val"  # the stage that validation scores
+        self.net: nn.Module = network(cfg.model.spec(), dimensions).to(memory_format=torch.channels_last)
+        self._frozen = _frozen(self.net, cfg.model.freeze)
+        balanced = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+        weights = torch.tensor(balanced) if balanced and cfg.step.class_weights == "balanced" else None
         self.register_buffer("class_weights", weights, persistent=False)
-        self.frozen = freeze
-        if freeze is not None:
-            _part(net, freeze).requires_grad_(False)
         self._sums: dict[str, dict[str, Tensor]] = {}
         self.images: dict[str, int] = {}  # how many each stage has scored
+        more: dict[str, Mapping[str, Any]] = {"train": {}, "val": cfg.metrics, "test": cfg.metrics}
         # scores["train"] would be the method nn.ModuleDict.train, hence the longer names
-        more: dict[str, Mapping[str, Spec]] = {"train": {}, "val": metrics, "test": metrics}
-        self.scores = nn.ModuleDict({f"{stage}_scores": _scores(specs) for stage, specs in more.items()})
+        scores = {f"{stage}_scores": _scores(metrics, dimensions["num_classes"]) for stage, metrics in more.items()}
+        self.scores = nn.ModuleDict(scores)
         self.train()
 
     def train(self, mode: bool = True) -> "Classifier":
         """As every module; a part that is not trained stays as it predicts, with the statistics that it has."""
         super().train(mode)
-        if self.frozen is not None:
-            _part(self.net, self.frozen).eval()
+        for part in self._frozen:
+            part.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,7 +70,7 @@ class Classifier(L.LightningModule):
     @property
     def predictor(self) -> nn.Module:
         """The network as it predicts."""
-        return Mirrored(self.net) if self.test_time_flip else self.net
+        return Mirrored(self.net) if self.cfg.step.test_time_flip else self.net
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
         """Returns the loss, (), and the logits, (N, K), without gradient."""
@@ -87,13 +78,11 @@ class Classifier(L.LightningModule):
         logits = self(images)
         if len(labels) == 0:  # a batch smaller than the number of processes leaves some of them nothing
             return {"loss": logits.sum() * 0, "logits": logits.detach()}
-        smoothing = self.label_smoothing if stage == "train" else 0.0
-        if stage == "train" and self.class_weights is not None:
-            # a mean over images, however many of a rare class a batch or a process has
-            options: dict[str, Any] = {"weight": self.class_weights, "label_smoothing": smoothing, "reduction": "sum"}
-            loss = F.cross_entropy(logits, labels, **options) / len(labels)
-        else:
+        weights, smoothing = (self.class_weights, self.cfg.step.label_smoothing) if stage == "train" else (None, 0.0)
+        if weights is None:
             loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        else:  # a mean over images, however many of a rare class a batch or a process has
+            loss = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing) / len(labels)
         if labels.ndim == 2:  # shares of the classes, where images are mixed
             labels = labels.argmax(1)
         for name, score in self._scores_of(stage).items():
@@ -125,9 +114,9 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Makes dropout a function of (seed, process, epoch, batch), so that a resumed run draws the same."""
-        if self.compiled:  # what the last step's CUDA graphs returned is no longer needed
+        if self.cfg.trainer.compile:  # what the last step's CUDA graphs returned is no longer needed
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        seed = seed_at(self.seed, DROPOUT, self.trainer.global_rank, self.trainer.current_epoch, batch_idx)
+        seed = seed_at(self.cfg.seed, DROPOUT, self.trainer.global_rank, self.trainer.current_epoch, batch_idx)
         # torch.manual_seed would also note each call, with its stack, for a GPU that is not in use
         generator = torch.default_generator if self.device.type == "cpu" else torch.get_device_module(self.device)
         generator.manual_seed(seed)
@@ -157,18 +146,15 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [(name, weight) for name, weight in self.net.named_parameters() if weight.requires_grad]
-        optimizer = construct(Optimizer, self.optimizer, trained)
-        steps = min(self.trainer.estimated_stepping_batches, self.max_steps or math.inf)
-        scheduler = construct(LRScheduler, self.scheduler, optimizer, int(steps))
+        optimizer = construct(Optimizer, self.cfg.optimizer.spec(), trained)
+        steps = min(self.trainer.estimated_stepping_batches, self.cfg.trainer.max_steps or math.inf)
+        scheduler = construct(LRScheduler, self.cfg.scheduler.spec(), optimizer, int(steps))
         if scheduler is None:
             return optimizer  # type: ignore[no-any-return]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips as Lightning does, which would refuse a fused optimizer in bf16-mixed as in 16-mixed, where it must."""
         if gradient_clip_val:
@@ -203,46 +189,14 @@ class Classifier(L.LightningModule):
             score.update(*(states[key][rank].to(self.device) for key in ("total", "count")))
 
 
-def from_config(
-    cfg: Config, about: Mapping[str, Any], dimensions: Mapping[str, int], counts: Sequence[int] = ()
-) -> Classifier:
-    """The module of a run.
-
-    Args:
-        about: what a checkpoint says beside the config, as plain values.
-        dimensions: `image_size`, `in_channels` and `num_classes`.
-        counts: of the training images of each class.
-    """
-    step = cfg.step.model_dump(exclude={"ema"})
-    if step.pop("class_weights") == "balanced" and len(counts):
-        step["class_weights"] = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
-    classes = dimensions["num_classes"]
-    return Classifier(
-        network(cfg.model.spec(), dimensions),
-        optimizer=cfg.optimizer.spec(),
-        scheduler=cfg.scheduler.spec(),
-        metrics={name: _for_classes(metric.spec(), classes) for name, metric in cfg.metrics.items()},
-        seed=cfg.seed,
-        validates="test" if cfg.data.test_each_epoch else "val",
-        **step,
-        freeze=None if cfg.model.freeze == "none" else cfg.model.freeze,
-        max_steps=cfg.trainer.max_steps,
-        compiled=cfg.trainer.compile is not None,
-        about={"config": cfg.values(), "dimensions": dict(dimensions), **about},
-    )
-
-
-def _part(net: nn.Module, name: str) -> nn.Module:
+def _frozen(net: nn.Module, name: str) -> list[nn.Module]:
+    """The part of a network that is not trained, if there is one; in a list, so that it is registered only once."""
+    if name == "none":
+        return []
     try:
-        return net.get_submodule(name)
+        return [net.get_submodule(name).requires_grad_(False)]
     except AttributeError:
         raise UserError(f"model.freeze={name}: {type(net).__name__} has no such part; set model.freeze=none") from None
-
-
-def _for_classes(spec: Spec, classes: int) -> Spec:
-    """A metric that needs the number of classes, with that of the data where none is given."""
-    wants = "num_classes" in inspect.signature(locate(spec["_target_"], Metric)).parameters
-    return {"num_classes": classes, **spec} if wants else spec
 
 
 class Average(Metric):
@@ -269,6 +223,11 @@ class Average(Metric):
         return self.total / self.count
 
 
-def _scores(more: Mapping[str, Spec]) -> MetricCollection:
-    own: dict[str, Metric] = {"loss": Average(torch.float32), "acc": Average(torch.int64)}
-    return MetricCollection(own | {name: construct(Metric, spec) for name, spec in more.items()}, compute_groups=False)
+def _scores(metrics: Mapping[str, Any], classes: int) -> MetricCollection:
+    """Loss, accuracy, and metrics of torchmetrics; what needs the number of classes gets that of the data."""
+    scores: dict[str, Metric | MetricCollection] = {"loss": Average(torch.float32), "acc": Average(torch.int64)}
+    for name, metric in metrics.items():
+        spec = metric.spec()
+        wants = "num_classes" in inspect.signature(locate(spec["_target_"], Metric)).parameters
+        scores[name] = construct(Metric, {"num_classes": classes, **spec} if wants else spec)
+    return MetricCollection(scores, compute_groups=False)

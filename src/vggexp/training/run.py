@@ -9,10 +9,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -39,28 +38,27 @@ from vggexp.training.callbacks.history import History
 from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps, Start
 from vggexp.training.callbacks.saver import Saver
 from vggexp.training.callbacks.throughput import Throughput
-from vggexp.training.classifier import Classifier, from_config
+from vggexp.training.classifier import Classifier
 from vggexp.training.trainer import compile_in_place, make_trainer
+
+Begun = Callable[[int, int], None]
 
 
 class TrainingBar(TQDMProgressBar):
     """Training's progress in one line that is written again and again, which a notebook can show, too."""
 
-    def _nothing(self) -> Tqdm:
+    def init_sanity_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
 
-    init_sanity_tqdm = init_validation_tqdm = init_test_tqdm = _nothing
+    init_validation_tqdm = init_test_tqdm = init_sanity_tqdm
 
 
-@dataclass
-class Prepared:
+class Prepared(NamedTuple):
     """What a run consists of, ready to train."""
 
-    cfg: Config
     data: DataModule
     module: Classifier
     trainer: L.Trainer
-    history: History
     throughput: Throughput
     saver: Saver
     logger: Logger | None
@@ -74,7 +72,7 @@ def run(
     resume: bool = False,
     signals: Signals | None = None,
     callbacks: Sequence[L.Callback] = (),
-    begun: Callable[[int, int], None] = lambda epoch, batch: None,
+    begun: Begun = lambda epoch, batch: None,
 ) -> dict[str, Any]:
     """Trains, tests and logs into `folder`; the same config gives the same numbers on the same machine.
 
@@ -98,17 +96,15 @@ def run(
     prepared: Prepared | None = None
     try:
         prepared = prepare(cfg, folder, resume, signals, callbacks, begun)
-        fit(prepared)
-        result = summarize(prepared)
-        if prepared.trainer.is_global_zero:
-            loggers.conclude(prepared.logger, cfg, result)
-        return result
+        return _train(prepared, cfg)
     except Exception as error:
         signals.check()  # if one has cut something short, the error only follows from that
-        if prepared is not None and (lost := _lost(prepared.trainer)):
+        if prepared is None:
+            raise
+        if lost := _lost(prepared.trainer):
             again = terminal.argument(folder, "resume")
             raise UserError(f"trainer.strategy=ddp: {lost}; to continue: vggexp train {again}", 1) from error
-        if prepared is not None and prepared.checkpoint and not isinstance(error, UserError) and _restoring(error):
+        if prepared.checkpoint and not isinstance(error, UserError) and _restoring(error):
             text = f"is not what this run writes: {described(error)}"
             raise UserError(f"resume={prepared.checkpoint}: {text}; train again in a new folder") from error
         raise
@@ -145,12 +141,7 @@ def _lost(trainer: L.Trainer) -> str | None:
 
 
 def prepare(
-    cfg: Config,
-    folder: Path,
-    resume: bool,
-    signals: Signals,
-    callbacks: Sequence[L.Callback],
-    begun: Callable[[int, int], None],
+    cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks: Sequence[L.Callback], begun: Begun
 ) -> Prepared:
     """Builds data, network, callbacks and trainer, in this order, because the seed is drawn from in between."""
     start = time.perf_counter()
@@ -163,7 +154,7 @@ def prepare(
     data = datamodule(cfg)
     about = {"classes": list(data.classes), "preparation": data.preparation.values()}
     counts = data.labels("train").bincount(minlength=len(data.classes)).tolist()
-    module = from_config(cfg, about, data.dimensions, counts)
+    module = Classifier(cfg, about, data.dimensions, counts)
     paths = [layout.checkpoint(folder, name) for name in (layout.LAST, layout.PREVIOUS)]
     checkpoint = io.newest(paths, folder) if resume else None
     first_step, before, position = _resumed(checkpoint, cfg, data)
@@ -174,8 +165,7 @@ def prepare(
         say(pretrained.load(module.net, cfg.model.weights))
 
     throughput, history, averaging = Throughput(), History(), Averaging(cfg.step.ema)
-    every = cfg.checkpoint.every_n_seconds
-    saver = Saver(folder, every, signals, history, averaging, lambda: time.perf_counter() - start)
+    saver = Saver(folder, cfg.checkpoint.every_n_seconds, signals, history, averaging, start)
     own: list[L.Callback] = [FiniteLoss(), throughput, history, averaging, saver]
     own += [Start(partial(begun, *position)), *callbacks]
     if cfg.trainer.max_steps is not None:
@@ -191,38 +181,37 @@ def prepare(
     trainer = make_trainer(exact, folder, own, [*filter(None, [logger]), CSVLogger(folder, first_step)])
     _check_sizes(cfg, data, trainer.strategy.root_device)
     compile_in_place(module.net, exact, trainer.strategy.root_device)
-    return Prepared(cfg, data, module, trainer, history, throughput, saver, logger, checkpoint)
+    return Prepared(data, module, trainer, throughput, saver, logger, checkpoint)
 
 
-def fit(run: Prepared) -> None:
-    """Trains, then tests the best checkpoint, unless each epoch has tested already."""
-    checkpoint = run.checkpoint and str(run.checkpoint)
-    run.trainer.fit(run.module, run.data, ckpt_path=checkpoint, weights_only=True)
+def _train(run: Prepared, cfg: Config) -> dict[str, Any]:
+    """Trains, tests the best checkpoint, unless each epoch has tested already, and returns the results; see `run`."""
+    trainer, history = run.trainer, run.saver.history
+    trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
     run.saver.signals.check()
-    if run.data.validates != "test" or not run.history.epochs:
-        run.trainer.test(run.module, run.data, ckpt_path=run.saver.best_path, weights_only=True, verbose=False)
-
-
-def summarize(run: Prepared) -> dict[str, Any]:
-    """The results; see `run`."""
-    tested = {k: float(v) for k, v in run.trainer.callback_metrics.items() if k.startswith("test/")}
-    scores, device = run.history.results() | tested, run.trainer.strategy.root_device
-    return {
+    if run.data.validates != "test" or not history.epochs:
+        trainer.test(run.module, run.data, ckpt_path=run.saver.best_path, weights_only=True, verbose=False)
+    tested = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    scores, device = history.results() | tested, trainer.strategy.root_device
+    result = {
         **{name: scores[name] for name in metrics.ordered(scores)},
-        "epochs": run.trainer.current_epoch,
-        "best_epoch": run.history.best_epoch,
-        "steps": run.trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "best_epoch": history.best_epoch,
+        "steps": trainer.global_step,
         "test_images": run.module.images.get("test"),
         "seconds": run.saver.seconds,
         "images_per_second": run.throughput.images_per_second,
         "parameters": sum(parameter.numel() for parameter in run.module.net.parameters()),
         "peak_memory_bytes": memory.peak(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": run.trainer.precision,
+        "precision": trainer.precision,
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "onednn_isa": hardware.onednn_isa(),
     }
+    if trainer.is_global_zero:
+        loggers.conclude(run.logger, cfg, result)
+    return result
 
 
 def _check_sizes(cfg: Config, data: DataModule, device: torch.device) -> None:
@@ -230,16 +219,15 @@ def _check_sizes(cfg: Config, data: DataModule, device: torch.device) -> None:
     if len(data.sizes) > 1 and cfg.trainer.deterministic and device.type == "cuda":
         cannot = "torch pools smaller maps on a GPU in no fixed order"
         raise UserError(f"data.resize={cfg.data.resize}: {cannot}; leave out trainer.deterministic, or set one size")
-    for size in data.sizes.values():
-        if size != data.size:
-            with dry_run.without_content():
-                net = network(cfg.model.spec(), data.dimensions)
-                try:
-                    net(torch.empty(2, data.source.channels, size, size))
-                except Exception as error:
-                    cannot = f"{type(net).__name__} is built for {data.size} px and takes no others, such as {size}"
-                    remedy = f"set data.resize={data.size}, or have it pool its maps to one size in training"
-                    raise UserError(f"data.resize={cfg.data.resize}: {cannot}; {remedy}") from error
+    for size in [size for size in data.sizes.values() if size != data.size]:
+        with dry_run.without_content():
+            net = network(cfg.model.spec(), data.dimensions)
+            try:
+                net(torch.empty(2, data.source.channels, size, size))
+            except Exception as error:
+                cannot = f"{type(net).__name__} is built for {data.size} px and takes no others, such as {size}"
+                remedy = f"set data.resize={data.size}, or have it pool its maps to one size in training"
+                raise UserError(f"data.resize={cfg.data.resize}: {cannot}; {remedy}") from error
 
 
 def _resumed(path: Path | None, cfg: Config, data: DataModule) -> tuple[int, str | None, tuple[int, int]]:

@@ -1,7 +1,6 @@
 """When a run saves: only at points from which it can resume as if it had never stopped."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,22 +22,15 @@ Point = Literal["batch", "epoch", "validation"]
 class Saver(Checkpoint):
     """Writes `last.ckpt` between epochs, every so many seconds and when a signal comes; `best.ckpt` by val/acc.
 
-    A signal ends the run at the next `Point`. With several processes, all save and end at the same one. `seconds` says
-    how long the run has lasted in this process.
+    A signal ends the run at the next `Point`. With several processes, all save and end at the same one. `start` is
+    when the run began in this process, by `time.perf_counter`.
     """
 
     def __init__(
-        self,
-        run: Path,
-        every_n_seconds: float,
-        signals: Signals,
-        history: History,
-        averaging: Averaging,
-        seconds: Callable[[], float],
+        self, run: Path, every: float, signals: Signals, history: History, averaging: Averaging, start: float
     ) -> None:
-        self.run, self.every_n_seconds, self.signals, self.history = run, every_n_seconds, signals, history
-        self.averaging = averaging
-        self._here, self._before = seconds, 0.0
+        self.run, self.every_n_seconds, self.signals, self.history = run, every, signals, history
+        self.averaging, self._start, self._before = averaging, start, 0.0
         self.point: Point = "epoch"
         self._stopped = False
         self._saved: tuple[Point, int] = ("epoch", 0)
@@ -52,7 +44,7 @@ class Saver(Checkpoint):
     @property
     def seconds(self) -> float:
         """How long the run has lasted, before and after it was resumed."""
-        return self._before + self._here()
+        return self._before + time.perf_counter() - self._start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_test_start(trainer, pl_module)
