@@ -11,7 +11,6 @@ import pytest
 from conftest import QUICK, TESTS, imports, vggexp
 from vggexp import commands
 from vggexp.config import compose
-from vggexp.jobs import job
 from vggexp.runs import manifest
 
 ROOT = TESTS.parent
@@ -55,7 +54,7 @@ def test_a_run_composes_its_config_and_makes_its_manifest_once(tmp_path: Path, m
     for module, name in ((compose, "compose"), (manifest, "collect")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, f=original, n=name, **k: (calls.append(n), f(*a, **k))[1])
-    monkeypatch.setattr(job, "_train", lambda *_: {"epochs": 0} | DONE)
+    monkeypatch.setattr("vggexp.training.run.run", lambda *_, **__: {"epochs": 0} | DONE)
     monkeypatch.chdir(tmp_path)
     assert commands.main(["train", *QUICK, "hydra.run.dir=outputs/run"]) == 0
     assert calls == ["compose", "collect"]

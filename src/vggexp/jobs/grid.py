@@ -51,12 +51,11 @@ class Grid(Sweep):
 
     def _train(self, folder: Path, entries: Sequence[Entry]) -> int:
         self.check_code(folder, [entry.folder for entry in entries], entries[0].cfg)
-        runs = [read.read(entry.folder) for entry in entries]
-        for entry, run in zip(entries, runs, strict=True):
+        runs = [(entry, read.read(entry.folder)) for entry in entries]
+        for entry, run in runs:
             self.refuse_other(entry, run)
-        states = [run.status for run in runs]
-        todo = [entry for entry, state in zip(entries, states, strict=True) if state not in ("completed", "running")]
-        done = states.count("completed")
+        todo = [entry for entry, run in runs if run.status not in ("completed", "running")]
+        done = sum(run.status == "completed" for _, run in runs)
         terminal.say(f"{len(entries)} jobs in {terminal.short(folder)}: {done} done, {len(todo)} to do")
         jobs = {e.folder: e._replace(label=label) for e, label in zip(entries, labels(entries), strict=True)}
         for entry in todo:

@@ -2,9 +2,10 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,15 @@ def train(
                     manifest.write(folder, content)
                     code.keep(folder, code.current(cfg.allowed_packages))
                     tables.announce(cfg, folder)
-                trial = folder / layout.TRIAL if in_sweep else None
-                result = _train(cfg, folder, past is not None, signals, trial, begun)
+                from vggexp.training.run import run  # torch and Lightning: only now, when nothing is left to refuse
+
+                callbacks = []
+                if in_sweep and (folder / layout.TRIAL).exists():
+                    from vggexp.jobs.pruning import Pruning
+
+                    callbacks.append(Pruning(folder / layout.TRIAL))
+                again = past is not None
+                content |= run(cfg, folder, resume=again, signals=signals, callbacks=callbacks, begun=begun)
             except Interrupted as stop:
                 interrupted(stop.signum)
                 if is_worker():
@@ -164,7 +172,7 @@ def train(
                     return mistake.exit_code if is_worker() else terminal.fail(mistake)
                 traceback.print_exc()
                 return 1
-            content |= {"status": "completed"} | result
+            content["status"] = "completed"
             content.pop("finished", None)
             _write(folder, content)
             layout.checkpoint(folder, layout.FINISHED).unlink(missing_ok=True)
@@ -173,19 +181,6 @@ def train(
     if not is_worker():
         tables.show_result(content, folder)
     return 0
-
-
-def _train(
-    cfg: Config, folder: Path, again: bool, signals: Signals, trial: Path | None, begun: Callable[[int, int], None]
-) -> dict[str, Any]:
-    from vggexp.training.run import run  # torch and Lightning: only now, when nothing is left to refuse
-
-    callbacks = []
-    if trial is not None and trial.exists():
-        from vggexp.jobs.pruning import Pruning
-
-        callbacks.append(Pruning(trial))
-    return run(cfg, folder, resume=again, signals=signals, callbacks=callbacks, begun=begun)
 
 
 def is_worker() -> bool:
@@ -207,10 +202,9 @@ def _known(error: BaseException, cfg: Config, folder: Path) -> UserError | None:
         return UserError(f"{folder}: was removed while it was trained; start a new run", 1)
     if isinstance(error, UserError):
         return error
-    text = str(error)
     if (known := files.no_temporary_folder(error)) is not None:
         return known
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
         half = "half of it with trainer.accumulate_grad_batches=2"
         remedy = f"{half}, a smaller data.resize, a larger model.ratio, or trainer.precision=bf16-mixed"
         return UserError(f"data.batch_size={cfg.data.batch_size}: out of memory; try {remedy}", 1)

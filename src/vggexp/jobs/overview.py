@@ -65,12 +65,11 @@ class Overview:
 
     def _look(self) -> None:
         for folder, job in list(self.jobs.items()):
-            before = self.seen.get(folder)
-            if before is not None and before.status in ("completed", "pruned"):
-                continue
-            self.seen[folder] = run = read.read(folder)
-            if before is None or before.status != run.status:
-                self._print(run, job)
+            before = self.seen[folder].status if folder in self.seen else None
+            if before not in ("completed", "pruned"):
+                self.seen[folder] = run = read.read(folder)
+                if before != run.status:
+                    self._print(run, job)
         if self.console.is_terminal:
             self._live.update(self._picture(), refresh=True)
 
@@ -86,7 +85,6 @@ class Overview:
         if run.status != "running":
             text = f"[{self._count(*OVER)}/{self.total}]  {text}"
         self.console.print(text, style="red" if run.status in ("failed", "unreadable") else "", soft_wrap=True)
-        self.console.file.flush()
 
     @property
     def total(self) -> int:
@@ -98,8 +96,8 @@ class Overview:
 
     def _picture(self) -> RenderableType:
         done, running, failed = self._count("completed", "pruned"), self._count("running"), self._count(*OVER[2:])
-        words = [f"{done}/{self.total} done", f"{running} running"]
-        words += [f"{self.total - done - running - failed} waiting", f"{failed} failed"]
+        waiting = self.total - done - running - failed
+        words = [f"{done}/{self.total} done", f"{running} running", f"{waiting} waiting", f"{failed} failed"]
         if best := metrics.best(self.seen.values(), lambda run: run.score(metrics.OBJECTIVE)):
             label = self.jobs[best.folder].label or best.folder.name
             words.append(f"best {metrics.OBJECTIVE} {best.result[metrics.OBJECTIVE]:.4f} ({label})")
@@ -117,14 +115,12 @@ class Overview:
         return Group(bar, " · ".join(words), lines)
 
     def _work(self) -> float:
-        known = sum(work(job.cfg) for job in self.jobs.values())
-        return known * self.total / max(1, len(self.jobs))
+        return sum(work(job.cfg) for job in self.jobs.values()) * self.total / max(1, len(self.jobs))
 
     def _done(self, run: Run) -> float:
-        whole = work(self.jobs[run.folder].cfg)
-        if run.status in OVER:
-            return whole
-        return whole * min(1.0, len(read.epochs(run.folder)) / max(1, self.jobs[run.folder].cfg.trainer.max_epochs))
+        cfg = self.jobs[run.folder].cfg
+        share = 1.0 if run.status in OVER else len(read.epochs(run.folder)) / max(1, cfg.trainer.max_epochs)
+        return work(cfg) * min(1.0, share)
 
     def seconds_left(self) -> float | None:
         """Estimated from the work done since the sweep was started; None before anything is done."""

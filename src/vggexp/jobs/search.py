@@ -46,10 +46,15 @@ class Search(Sweep):
         if cfg.data.val_size == 0:
             raise UserError("data.val_size=0: a search needs a validation set; set data.val_size=5000")
         refuse_processes(cfg)
-        folder = self.folder(identity := self._identity())
+        how = self.settings.model_dump(exclude={"n_trials", "at_once", "space"})
+        parts = [how, self.fixed, {key: str(dimension) for key, dimension in self.space.items()}]
+        # the same for two starts that share a study
+        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        folder = self.folder(identity)
         self.check_code(folder, [path.parent for path in folder.glob(f"*/{layout.RESULT}")], cfg)
         common = self._check_common(folder, cfg)
-        study = _study(self.settings, folder)
+        self.storage = self.settings.storage or f"sqlite:///{folder.resolve() / layout.STUDY}"
+        study = self._study(folder.name)
         self._check_space(study)
         self.write(folder, arguments, [], identity, common=common)
         failures = self._search(study, folder)
@@ -59,12 +64,26 @@ class Search(Sweep):
             terminal.say(f"best {metrics.OBJECTIVE} {score} in {where}: {' '.join(self._overrides(best))}")
         return int(failures > 0)
 
+    def _study(self, name: str) -> optuna.Study:
+        """The study, created where it does not exist yet."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        settings = self.settings
+        pruners: dict[str | None, optuna.pruners.BasePruner] = {
+            None: optuna.pruners.NopPruner(),
+            "median": optuna.pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs),
+            "hyperband": optuna.pruners.HyperbandPruner(min_resource=settings.warmup_epochs),
+        }
+        how: Any = {"direction": "maximize", "load_if_exists": True, "pruner": pruners[settings.pruner]}
+        try:
+            return optuna.create_study(study_name=settings.study or name, storage=self.storage, **how)
+        except Exception as error:
+            raise UserError(f"search.storage={self.storage}: cannot be used: {described(error)}", 1) from error
+
     def _search(self, study: optuna.Study, folder: Path) -> int:
         """Returns how many trials failed."""
         jobs: dict[Path, Entry] = {}
-        failures = 0
+        failures, wanted = 0, self.settings.n_trials
         killed: Counter[int] = Counter()  # how often each trial has ended without a word
-        wanted = self.settings.n_trials
         with watched(jobs, folder, wanted):
             while _finished(study) < wanted:
                 with contextlib.ExitStack() as locks:
@@ -91,23 +110,21 @@ class Search(Sweep):
     def _entry(self, study: optuna.Study, trial: FrozenTrial, folder: Path) -> Entry:
         """The job of a trial, with the file by which its run finds the study."""
         job = self.session.job([*self.fixed, *self._overrides(trial)])
-        content = {"storage": _storage(self.settings, folder), "study": study.study_name, "number": trial.number}
+        content = {"storage": self.storage, "study": study.study_name, "number": trial.number}
         files.write_text(folder / str(trial.number) / layout.TRIAL, json.dumps(content) + "\n")
         return Entry(folder / str(trial.number), job.overrides, job.cfg, " ".join(self._overrides(trial)))
 
     def _space(self) -> tuple[Space, list[str]]:
         """What is searched, and the arguments that are fixed."""
         given = {override.get_key_element(): override for override in self.session.overrides}
-        default = {}
-        for key, text in self.settings.space.items():
-            (default[key],) = self.session.parse([f"{key}={text}"])
+        default = {key: self.session.parse([f"{key}={text}"])[0] for key, text in self.settings.space.items()}
         found = {}
         for key, override in (default | given).items():
             if override.is_sweep_override():
                 found[key] = _distribution(override)
             elif key not in given:
-                text = self.settings.space[key]
-                raise UserError(f"search.space.{key}={text}: is one value; give a choice or an interval")
+                one = f"search.space.{key}={self.settings.space[key]}"
+                raise UserError(f"{one}: is one value; give a choice or an interval")
         fixed = [text for text in self.session.task_overrides() if text.partition("=")[0] not in found]
         return found, fixed
 
@@ -137,17 +154,10 @@ class Search(Sweep):
     def _overrides(trial: FrozenTrial) -> list[str]:
         return [f"{key}={value}" for key, value in trial.params.items()]
 
-    def _identity(self) -> str:
-        """The same for two starts that share a study."""
-        how = self.settings.model_dump(exclude={"n_trials", "at_once", "space"})
-        parts = [how, self.fixed, {key: str(dimension) for key, dimension in self.space.items()}]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
     def _next(self, study: optuna.Study, folder: Path, locks: contextlib.ExitStack) -> list[FrozenTrial]:
         """Trials that a process has left, and new ones; no other process works on them while `locks` is open."""
-        settings = self.settings
+        settings, others = self.settings, 0
         trials: list[FrozenTrial] = []
-        others = 0
         for trial in study.get_trials(states=[TrialState.RUNNING]):
             here = settings.storage is None or (folder / str(trial.number)).is_dir()
             if len(trials) < settings.at_once and here and _lock(folder, trial.number, locks):
@@ -177,8 +187,7 @@ class Search(Sweep):
 
 
 def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
-    value = override.value()
-    text = override.input_line
+    value, text = override.value(), override.input_line
     try:
         if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
             whole = isinstance(value.start, int) and isinstance(value.end, int)
@@ -192,26 +201,6 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
     raise UserError(f"{text}: is not a choice, range or interval of values")
 
 
-def _study(settings: Settings, folder: Path) -> optuna.Study:
-    """The study, created where it does not exist yet."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruners: dict[str | None, optuna.pruners.BasePruner] = {
-        None: optuna.pruners.NopPruner(),
-        "median": optuna.pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs),
-        "hyperband": optuna.pruners.HyperbandPruner(min_resource=settings.warmup_epochs),
-    }
-    name, storage, pruner = settings.study or folder.name, _storage(settings, folder), pruners[settings.pruner]
-    try:
-        how: Any = {"direction": "maximize", "load_if_exists": True}
-        return optuna.create_study(study_name=name, storage=storage, pruner=pruner, **how)
-    except Exception as error:
-        raise UserError(f"search.storage={storage}: cannot be used: {described(error)}", 1) from error
-
-
-def _storage(settings: Settings, folder: Path) -> str:
-    return settings.storage or f"sqlite:///{folder.resolve() / layout.STUDY}"
-
-
 def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=FINISHED))
 
@@ -219,11 +208,10 @@ def _finished(study: optuna.Study) -> int:
 def _lock(folder: Path, number: int, locks: contextlib.ExitStack) -> bool:
     """Whether no other process works on a trial; none will from now on."""
     (folder / str(number)).mkdir(exist_ok=True)
-    try:
+    with contextlib.suppress(Timeout):
         locks.enter_context(FileLock(folder / str(number) / layout.TRIAL_LOCK, timeout=0))
-    except Timeout:
-        return False
-    return True
+        return True
+    return False
 
 
 def _report(study: optuna.Study, trial: FrozenTrial, run: read.Run, give_up: bool) -> None:

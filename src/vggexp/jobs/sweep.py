@@ -9,7 +9,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -187,11 +187,9 @@ def watched(jobs: dict[Path, Entry], folder: Path, total: int = 0) -> Iterator[N
             _stop_jobs(list(jobs))
 
     try:
-        try:
-            with Overview(jobs, total), Signals(stop):
-                yield
-        finally:
-            tables.show_sweep(folder)
+        with ExitStack() as last, Overview(jobs, total), Signals(stop):
+            last.callback(tables.show_sweep, folder)
+            yield
     except Interrupted as stopped:
         again = f"the same command, or vggexp train {terminal.argument(folder, 'sweep')}"
         terminal.say(f"vggexp: stopped by {stopped}; to continue: {again}", stderr=True)
