@@ -15,7 +15,6 @@ from vggexp.system.paths import WINDOWS
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")  # of which no system has all
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 CAN_BLOCK = hasattr(signal, "pthread_sigmask")
-ENDED = getattr(signal, "SIGCHLD", None)
 GRACE = 3.0  # seconds that a starting program has to notice a signal; one that waits for other processes never does
 
 REPEAT = 0.3
@@ -52,7 +51,6 @@ class Signals:
     def __enter__(self) -> Self:
         self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
         incoming, self._outgoing = socket.socketpair()  # Windows takes no pipe
-        incoming.setblocking(True)
         self._outgoing.setblocking(False)
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._outgoing.fileno(), warn_on_full_buffer=False)
@@ -92,11 +90,9 @@ class Signals:
     def _watch(self, incoming: socket.socket) -> None:
         arrived: dict[int, float] = {}
         while byte := incoming.recv(1):
-            signum = byte[0]
-            if signum not in SIGNALS:
+            if (signum := byte[0]) not in SIGNALS:
                 continue
-            again = signum in arrived and time.monotonic() - arrived[signum] > REPEAT
-            arrived.setdefault(signum, time.monotonic())
+            again = time.monotonic() - arrived.setdefault(signum, time.monotonic()) > REPEAT
             if again or not (self.armed or self._noticed.wait(GRACE)):
                 self.on_signal(signum)
                 os._exit(128 + signum)
@@ -138,12 +134,12 @@ def ignore(_: int) -> None:
 def kill_children(others: Sequence[Any]) -> None:
     """Kills this process's children but `others`: nothing milder ends one whose signals are `blocked`."""
     if left := [child for child in multiprocessing.active_children() if child not in others]:
-        handler = None if ENDED is None else signal.getsignal(ENDED)
-        _set(ENDED, signal.SIG_DFL)  # else torch would raise an error for each worker that dies
+        ended = getattr(signal, "SIGCHLD", None)
+        handler = _set(ended, signal.SIG_DFL)  # else torch would raise an error for each worker that dies
         for child in left:
             child.kill()
             child.join()
-        _set(ENDED, handler)
+        _set(ended, handler)
 
 
 _blocks: list[list[Signals]] = []
@@ -166,6 +162,8 @@ def blocked() -> Iterator[None]:
             signals.check()
 
 
-def _set(signum: int | None, handler: Any) -> None:
+def _set(signum: int | None, handler: Any) -> Any:
+    """Sets a handler, which only the main thread may; returns the one before."""
     if signum is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signum, handler)
+        return signal.signal(signum, handler)
+    return None

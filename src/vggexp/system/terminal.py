@@ -4,6 +4,7 @@ import codecs
 import io
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,8 +20,8 @@ from vggexp.errors import UserError
 from vggexp.system.paths import WINDOWS
 from vggexp.system.text import clean, message
 
+STREAMS = {"stdout": 1, "stderr": 2}
 WIDTH = 140  # columns of a table that goes into a file or a pipe
-
 
 PLAIN = {"→": "->", "±": "+-", "×": "x", "–": "-", "…": "...", "·": "-", "─": "-", "²": "2", "ü": "ue"}
 """What a terminal of few characters shows instead; of others their number."""
@@ -73,7 +74,7 @@ def prepare() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # which takes the lowest free number
-    for name, number in (("stdout", 1), ("stderr", 2)):
+    for name, number in STREAMS.items():
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, steady(number, "utf-8"))
@@ -83,7 +84,7 @@ def prepare() -> None:
 
 def outlive_readers() -> None:
     """Lets this process go on when nobody reads what it prints any more."""
-    for name, number in (("stdout", 1), ("stderr", 2)):
+    for name, number in STREAMS.items():
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper and stream.fileno() == number:
             stream.flush()
@@ -93,7 +94,7 @@ def outlive_readers() -> None:
 
 def make_redirectable() -> None:
     """Lets `os.dup2` redirect the standard streams on Windows, too, where those of a console are not files."""
-    for name, number in (("stdout", 1), ("stderr", 2)) if WINDOWS else ():
+    for name, number in STREAMS.items() if WINDOWS else ():
         raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "plain", line_buffering=True))
 
@@ -163,11 +164,7 @@ def argument(path: Path, key: str = "") -> str:
 
 def quoted(*words: str) -> str:
     """Words to be copied into a command."""
-    if not WINDOWS:
-        return shlex.join(words)
-    from subprocess import list2cmdline
-
-    return list2cmdline(words)
+    return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
 
 
 def split(text: str) -> list[str]:
