@@ -42,23 +42,17 @@ class Muon(Optimizer):
         outer = [name for name in weights if any(f"{name}.".startswith(f"{layer}.") for layer in layers)]
         if unknown := [layer for layer in layers if not any(f"{name}.".startswith(f"{layer}.") for name in outer)]:
             raise ValueError(f"sgd_layers={unknown[0]}: is not a layer with weights; these are {', '.join(weights)}")
-        inner = [name for name in weights if name not in outer]
-        vectors = [name for name in named if name not in weights]
-        sgd = {"lr": sgd_lr, "momentum": sgd_momentum, "orthogonal": False}
-        options: list[tuple[list[str], dict[str, Any]]] = [
-            (inner, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True}),
-            (outer, {"weight_decay": sgd_weight_decay, **sgd}),
-            (vectors, {"weight_decay": 0.0, **sgd}),
-        ]
-        super().__init__([{"params": [(n, named[n]) for n in names], **own} for names, own in options if names], {})
+        inner, vectors = [n for n in weights if n not in outer], [n for n in named if n not in weights]
+        muon = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True}
+        sgd = {"lr": sgd_lr, "momentum": sgd_momentum, "weight_decay": sgd_weight_decay, "orthogonal": False}
+        groups = [(inner, muon), (outer, sgd), (vectors, sgd | {"weight_decay": 0.0})]
+        super().__init__([{"params": [(n, named[n]) for n in names], **own} for names, own in groups if names], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, after the gradients have been computed, by `closure` where it is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -1,8 +1,4 @@
-"""Learning-rate schedules over the whole run, each stepped once per optimizer step.
-
-A schedule is a function of the optimizer and the number of steps; its options are shares, so that they fit a run of
-any length.
-"""
+"""Learning-rate schedules over a whole run of any length, each a function of the optimizer and the number of steps."""
 
 import math
 from typing import Any

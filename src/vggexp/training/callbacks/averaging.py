@@ -39,7 +39,7 @@ class Averaging(L.Callback):
         self._steps = trainer.global_step
         if self._average is not None:
             pairs = list(zip(_tensors(self._average), _tensors(pl_module.net), strict=True))
-            self._means = [pair for pair in pairs if pair[0].is_floating_point()]
+            self._averages, self._weights = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
             self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -47,20 +47,17 @@ class Averaging(L.Callback):
             return
         self._steps = trainer.global_step
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
-        averages, weights = zip(*self._means, strict=True)
-        get_ema_multi_avg_fn(decay)(averages, weights, 0)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(decay)(self._averages, self._weights, 0)  # type: ignore[no-untyped-call]
         for average, count in self._counts:
             average.copy_(count)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._apply(pl_module, True)
 
+    on_fit_end = on_validation_start  # for the test, also where no epoch was left to train
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._apply(pl_module, False)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves the averaged weights in the network, for the test, also where no epoch was left to train."""
-        self._apply(pl_module, True)
 
     @contextmanager
     def applied(self, pl_module: Any) -> Iterator[None]:

@@ -26,12 +26,9 @@ class History(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch > len(self.epochs):
-            self._close(trainer)
+            self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close(trainer)
-
-    def _close(self, trainer: L.Trainer) -> None:
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         scores = [name for name in metrics.ordered(logged) if name.startswith("train/") or self._validated]
         self.epochs.append({name: logged[name] for name in scores})

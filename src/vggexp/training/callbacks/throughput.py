@@ -31,8 +31,8 @@ class Throughput(L.Callback):
         return self.images / self.seconds if self.seconds else None
 
     def state_dict(self) -> dict[str, Any]:
-        epoch, row = (self._images, self._seconds), {"logged": self._logged, "losses": self._losses}
-        return {"run": (self.images, self.seconds), "epoch": epoch, "rates": self._rates, **row}
+        run, epoch = (self.images, self.seconds), (self._images, self._seconds)
+        return {"run": run, "epoch": epoch, "rates": self._rates, "logged": self._logged, "losses": self._losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         (images, seconds), (in_epoch, begun) = state_dict["run"], state_dict["epoch"]
