@@ -41,12 +41,8 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what was written there replaces `path` when the block ends.
-
-    Nobody can have put a link there, for its name cannot be guessed. If the block raises, the temporary file is
-    removed and `path` stays as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    """Yields a temporary path; what was written there replaces `path` when the block ends, unless it raises."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # a guessed name could be somebody's link
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666))
     try:
         yield temporary

@@ -20,6 +20,7 @@ from vggexp.errors import UserError
 from vggexp.system.paths import WINDOWS
 from vggexp.system.text import clean, message
 
+BAR = "VGGEXP_BAR"  # the environment variable that wants a progress bar in plain text, also outside a terminal
 STREAMS = {"stdout": 1, "stderr": 2}
 WIDTH = 140  # columns of a table that goes into a file or a pipe
 
@@ -47,15 +48,10 @@ class _Steady(io.FileIO):
         return len(data)
 
 
-BAR = "VGGEXP_BAR"
-"""The environment variable that wants a progress bar in plain text, also where standard output is no terminal."""
-
-
 def mute(number: int) -> None:
     """Sends what is written to a standard stream nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, number)
-    os.close(nowhere)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), number)
 
 
 def steady(number: int, encoding: str, line_buffering: bool = False) -> io.TextIOWrapper:
@@ -131,10 +127,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1
 
 @contextmanager
 def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows, on a terminal, how much of `total` is done and how long the rest will take.
-
-    Yields a function to be called with how much more has been done.
-    """
+    """Shows, on a terminal, how much of `total` is done, and yields a function that takes how much more has been."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     stderr = console(stderr=True)

@@ -41,7 +41,7 @@ from vggexp.training.callbacks.throughput import Throughput
 from vggexp.training.classifier import Classifier
 from vggexp.training.trainer import compile_in_place, make_trainer
 
-Begun = Callable[[int, int], None]
+Begun = Callable[[int, int], None]  # takes an epoch, counted from 0, and how many of its batches are done
 
 
 class TrainingBar(TQDMProgressBar):
@@ -79,14 +79,11 @@ def run(
     Args:
         resume: continues from the newest checkpoint in `folder`, or starts if there is none yet.
         callbacks: beside the run's own.
-        begun: is told before the first step from where training goes on: the epoch, counted from 0, and how many of
-            its batches are done.
+        begun: is told before the first step from where training goes on.
 
     Returns:
-        The results by name: the scores, each an exact mean over samples; `epochs`, `best_epoch`, `seconds` (all of
-        it), `images_per_second` (training alone), `parameters`, `peak_memory_bytes`, `device`, `precision`,
-        `test_images`. The val/ and test/ scores belong to the best epoch by val/acc; without a validation set, to the
-        last.
+        The results by name. The scores are exact means over samples; those of val/ and test/ belong to the best epoch
+        by val/acc, without a validation set to the last. `seconds` is all of it, `images_per_second` training alone.
 
     Raises:
         Interrupted: by a signal, when everything so far is saved.
@@ -126,7 +123,7 @@ def _check_counters(tree: Any) -> None:
 def _restoring(error: BaseException) -> bool:
     """Whether an error comes of what a checkpoint has brought into the trainer, the optimizer or its schedule."""
     frames = traceback.extract_tb(error.__traceback__)
-    places = "\n".join(f"{frame.filename} {frame.name}".replace(os.sep, "/") for frame in frames)
+    places = "\n".join(f"{Path(frame.filename).as_posix()} {frame.name}" for frame in frames)
     return bool(re.search(r"/checkpoint_connector\.py|/torch/optim/|/vggexp/training/.* on_train_start", places))
 
 
@@ -166,8 +163,7 @@ def prepare(
 
     throughput, history, averaging = Throughput(), History(), Averaging(cfg.step.ema)
     saver = Saver(folder, cfg.checkpoint.every_n_seconds, signals, history, averaging, start)
-    own: list[L.Callback] = [FiniteLoss(), throughput, history, averaging, saver]
-    own += [Start(partial(begun, *position)), *callbacks]
+    own = [FiniteLoss(), throughput, history, averaging, saver, Start(partial(begun, *position)), *callbacks]
     if cfg.trainer.max_steps is not None:
         own.insert(0, MaxSteps(cfg.trainer.max_steps))
     if cfg.trainer.enable_progress_bar and (terminal.console().is_terminal or terminal.BAR in os.environ):
@@ -231,10 +227,7 @@ def _check_sizes(cfg: Config, data: DataModule, device: torch.device) -> None:
 
 
 def _resumed(path: Path | None, cfg: Config, data: DataModule) -> tuple[int, str | None, tuple[int, int]]:
-    """The first step that a resumed run will log, the precision it had so far, and its position.
-
-    Refuses another run's checkpoint, and other data.
-    """
+    """The first step that a resumed run will log, its precision so far, and its position, if it is the same run."""
     if path is None:
         return 0, None, (0, 0)
     content = file.read(path, "resume")

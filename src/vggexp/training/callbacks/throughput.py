@@ -15,8 +15,8 @@ class Throughput(L.Callback):
     """Measures the training loop alone: reading, resizing, forward, backward and update, without validation.
 
     Logs per epoch `images_per_second` (over all processes) and `train_seconds`, all epochs' so far; every
-    `log_every_n_steps` and at an epoch's end, the learning rate that the step has used, for each parameter group (`lr`,
-    `lr_1`, ...), and `train/loss_step`, the mean loss of the images since the row before.
+    `log_every_n_steps` and at an epoch's end, the rate that the step has used, for each parameter group (`lr`, `lr_1`,
+    ...), and `train/loss_step`, the mean loss of the images since the row before.
     """
 
     def __init__(self) -> None:
