@@ -50,8 +50,9 @@ class _Steady(io.FileIO):
 
 def mute(number: int) -> None:
     """Sends what is written to a standard stream nowhere."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), number)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def steady(number: int, encoding: str, line_buffering: bool = False) -> io.TextIOWrapper:
