@@ -1,5 +1,7 @@
 """What is asked for, is it valid, is it allowed?
 
+Only `instantiate` imports torch, so that a mistake is reported before it is loaded.
+
 - `schema`: every key with its type and range
 - `components`: the same of networks, data sets, optimizers, schedules and metrics
 - `compose`: from a command line to checked configs

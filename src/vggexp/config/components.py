@@ -1,14 +1,11 @@
-"""The parts of a run that a `_target_` names: networks, data sets, optimizers, schedules and metrics, with their keys.
-
-Nothing heavy is imported here, so that a mistake is reported before torch is loaded.
-"""
+"""The parts of a run that a `_target_` names: networks, data, optimizers, schedules and metrics, with their keys."""
 
 import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from vggexp.models import architecture
 
@@ -240,18 +237,6 @@ class OneCycle(Scheduler):
     final: Annotated[float, Field(gt=0, le=1)]
 
 
-class _OtherModel(Model, extra="allow"): ...
-
-
-class _OtherData(Data, extra="allow"): ...
-
-
-class _OtherOptimizer(Optimizer, extra="allow"): ...
-
-
-class _OtherScheduler(Scheduler, extra="allow"): ...
-
-
 class Metric(Component, extra="allow"):
     """A metric of torchmetrics, or one of an allowed package, with its arguments."""
 
@@ -270,9 +255,7 @@ SCHEMAS: dict[str, type[Component]] = {
     "vggexp.training.schedules.cosine": Cosine,
     "vggexp.training.schedules.onecycle": OneCycle,
     "vggexp.training.schedules.triangular": Triangular,
-    # a component from elsewhere must have what all of its kind have in common
-    "model": _OtherModel,
-    "data": _OtherData,
-    "optimizer": _OtherOptimizer,
-    "scheduler": _OtherScheduler,
 }
+for _kind in (Model, Data, Optimizer, Scheduler):  # one from elsewhere must have what all of its kind have in common
+    _other = create_model(f"_{_kind.__name__}", __base__=_kind, __cls_kwargs__={"extra": "allow"})
+    SCHEMAS[_kind.__name__.lower()] = _other

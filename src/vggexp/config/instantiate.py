@@ -3,17 +3,14 @@
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from vggexp.config.components import ALLOWED, Data, Model
 from vggexp.config.schema import Config
-from vggexp.data.source import Source
-
-if TYPE_CHECKING:
-    from vggexp.data import DataModule
+from vggexp.data import DataModule, Source
 from vggexp.errors import UserError
 
 SCHEDULES = "vggexp.training.schedules"
@@ -61,10 +58,8 @@ def network(model: Mapping[str, Any], dimensions: Mapping[str, int]) -> Any:
     return construct(nn.Module, {key: value for key, value in model.items() if key not in aside}, **dimensions)
 
 
-def datamodule(cfg: Config) -> "DataModule":
+def datamodule(cfg: Config) -> DataModule:
     """The data of a run: what all data sets have in common goes to the module, everything else to the source."""
-    from vggexp.data import DataModule
-
     spec, data = cfg.data.spec(), cfg.data
     common = {key: spec.pop(key) for key in Data.model_fields if key in spec.keys() - Source.__dataclass_fields__}
     source = construct(Source, spec, size=data.largest_size)

@@ -1,7 +1,4 @@
-"""What a config may hold: every key with its type and range. The values themselves are in `conf/`.
-
-Nothing heavy is imported here, so that a mistake is reported before torch is loaded.
-"""
+"""What a config may hold: every key with its type and range. The values themselves are in `conf/`."""
 
 import hashlib
 import json
@@ -89,10 +86,9 @@ class Inspect(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        for name in self.show:
-            if name not in INSPECTIONS and "." not in name:
-                names = ", ".join(INSPECTIONS)
-                raise ValueError(f"show={name}: must be one of {names}, or a class of your own as package.module.Name")
+        if other := [name for name in self.show if name not in INSPECTIONS and "." not in name]:
+            known = f"one of {', '.join(INSPECTIONS)}, or a class of your own as package.module.Name"
+            raise ValueError(f"show={other[0]}: must be {known}")
         return self
 
 
@@ -179,8 +175,7 @@ class Config(Section):
 
     def hash(self) -> str:
         """The same for two runs that must give the same numbers: sha256 over `values`, in hexadecimal."""
-        text = json.dumps(self.values(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -202,7 +197,5 @@ def merged(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def untrusted(stored: Mapping[Any, Any]) -> dict[Any, Any]:
     """A config that a file has kept, without what only the command line may grant: trust, and places to write to."""
-    data = stored.get("data")
-    return {**stored, "allowed_packages": []} | (
-        {"data": {**data, "cache_dir": None}} if isinstance(data, dict) else {}
-    )
+    granted = {"allowed_packages": [], "data": {"cache_dir": None}}
+    return merged(stored, granted) if isinstance(stored.get("data"), dict) else {**stored, "allowed_packages": []}
