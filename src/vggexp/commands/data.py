@@ -30,7 +30,7 @@ def main(args: list[str]) -> int:
     export, args = options.take("export", args)
     sheet, args = options.take("sheet", args)
     cfg = compose.config(*args)
-    if export is not None and not _is_free(Path(export)):
+    if export is not None and (Path(export).is_file() or any(Path(export).glob("*"))):
         raise UserError(f"export={export}: is not an empty folder; name a new one")
     name, root = getattr(cfg.data, "dataset", cfg.data.target.rpartition(".")[2]), Path(cfg.data.root or "").name
     title = label(f"{name} {root}".strip())
@@ -72,12 +72,3 @@ def main(args: list[str]) -> int:
         )
     console.print(terminal.pairs({name: text for name, text in about.items() if text}))
     return 0
-
-
-def _is_free(folder: Path) -> bool:
-    try:
-        return not any(folder.iterdir())
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False

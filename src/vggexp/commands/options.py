@@ -46,17 +46,14 @@ def parse(schema: type[T], args: Sequence[str], overridable: Sequence[str] = ())
         key, equals, text = arg.partition("=")
         if not equals or not key:
             raise UserError(f"{arg}: is not KEY=VALUE; the keys are {', '.join(names)}")
-        if key.startswith(tuple(overridable)) and overridable:
+        if key.startswith(tuple(overridable)):
             overrides.append(arg)
         elif key not in names:
             also = f", and {', '.join(f'{k}*' if k.endswith('.') else k for k in overridable)}" if overridable else ""
             raise UserError(f"{arg}: unknown key; the keys are {', '.join(names)}{also}{nearest(key, names)}")
+        elif not text and Path in get_args(schema.model_fields[key].annotation):
+            raise UserError(f"{arg}: is empty; name a file or folder, or leave it out")
         else:
-            if not text and Path in (
-                schema.model_fields[key].annotation,
-                *get_args(schema.model_fields[key].annotation),
-            ):
-                raise UserError(f"{arg}: is empty; name a file or folder, or leave it out")
             given[key] = text
     for name, field in schema.model_fields.items():
         if field.is_required() and name not in given:

@@ -25,7 +25,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, Literal
 
 import numpy as np
 from pydantic import Field
@@ -37,9 +37,6 @@ from vggexp.errors import UserError
 from vggexp.inference import load
 from vggexp.runs import layout
 from vggexp.system import files, hardware, terminal, text
-
-if TYPE_CHECKING:
-    from vggexp.inference.predict import Prediction
 
 Format = Literal["table", "csv", "json"]
 TOP = 5  # classes that are listed of each picture, the most probable first
@@ -60,12 +57,12 @@ def main(args: list[str]) -> int:
     console = terminal.console(stderr=True)
     refused: list[Path] = []
 
-    def refuse(path: Path, reason: str) -> None:
-        refused.append(path)
-        console.print(f"vggexp: {path}: {reason}; left out", soft_wrap=True)
-
     def note(path: Path, words: str) -> None:
         console.print(f"vggexp: {path}: {words}", soft_wrap=True)
+
+    def refuse(path: Path, reason: str) -> None:
+        refused.append(path)
+        note(path, f"{reason}; left out")
 
     given, overrides = options.parse(Predict, args, ("allowed_packages",))
     paths = pictures.files(given.input, note)
@@ -108,8 +105,8 @@ def main(args: list[str]) -> int:
     return 1 if refused else 0
 
 
-def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: Format, file: IO[str]) -> None:
-    ranked = ((name, row, sorted(range(len(row)), key=row.__getitem__, reverse=True)) for name, row in predictions)
+def _write(found: Iterator[tuple[str, list[float]]], classes: tuple[str, ...], form: Format, file: IO[str]) -> None:
+    ranked = ((name, row, sorted(range(len(row)), key=row.__getitem__, reverse=True)) for name, row in found)
     top = min(TOP, len(classes))
     if form == "csv":
         writer = csv.writer(file)
@@ -119,12 +116,12 @@ def _write(predictions: "Iterator[Prediction]", classes: tuple[str, ...], form: 
         for name, row, best in ranked:
             writer.writerow([text.cell(name), *(each for n in best[:top] for each in (named[n], row[n])), *row])
     elif form == "json":
-        found = []
+        answers = []
         for name, row, best in ranked:
             top_five = [{"class": classes[n], "probability": row[n]} for n in best[:top]]
             probabilities = dict(zip(classes, row, strict=True))
-            found.append({"file": name, **top_five[0], "top": top_five, "probabilities": probabilities})
-        file.write(json.dumps(found, indent=1) + "\n")
+            answers.append({"file": name, **top_five[0], "top": top_five, "probabilities": probabilities})
+        file.write(json.dumps(answers, indent=1) + "\n")
     else:
         rows = [
             [name, classes[best[0]], f"{row[best[0]]:.1%}", *(f"{classes[n]} {row[n]:.1%}" for n in best[1:top])]

@@ -52,10 +52,8 @@ def main(args: list[str]) -> int:
 
 def _show(flags: Namespace, args: list[str]) -> int:
     """Has Hydra print what flags such as --help and --cfg ask for; it wants them before the other arguments."""
-    others = list(args)
-    for override in flags.overrides:
-        others.remove(override)
-    others = [f"--info={flags.info}" if arg in ("--info", "-i") else arg for arg in others if arg != flags.info]
+    others = [arg for arg in args if arg not in (*flags.overrides, flags.info)]
+    others = [f"--info={flags.info}" if arg in ("--info", "-i") else arg for arg in others]
     sys.argv = [sys.argv[0], *others, *flags.overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra would print a mistake with its stack, and end the process
     try:
