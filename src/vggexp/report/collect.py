@@ -22,7 +22,6 @@ CURVES = (*metrics.SCORES, "images_per_second")
 PROGRESS = ("epoch", "train_seconds")
 """How far training is: what curves are drawn against."""
 
-
 Curve = list[dict[str, float]]
 """What a run logged at the end of each epoch."""
 
@@ -36,8 +35,7 @@ class Group(NamedTuple):
 
     def sample(self, name: str) -> dict[Any, float]:
         """A result of the completed runs by seed; a seed that was repeated counts once."""
-        pairs = [(run.config.get(SEED), run.score(name)) for run in self.runs]
-        return statistics.by_seed((seed, value) for seed, value in pairs if value is not None)
+        return statistics.by_seed((run.config.get(SEED), run.score(name)) for run in self.runs)
 
     def spread(self, name: str) -> Spread | None:
         """A result over seeds; None if there is none."""
@@ -60,12 +58,9 @@ class Group(NamedTuple):
         seeds = [run.config.get(SEED) for run in self.runs]
         points = []
         for rows in zip_longest(*self.curves, fillvalue={}):
-            spreads = []
-            for key in (against, name):
-                pairs = [(seed, row.get(key)) for seed, row in zip(seeds, rows, strict=True)]
-                sample = statistics.by_seed((seed, value) for seed, value in pairs if value is not None)
-                spreads.append(statistics.spread(list(sample.values())))
-            if (x := spreads[0]) is not None and (y := spreads[1]) is not None:
+            columns = [zip(seeds, [row.get(key) for row in rows], strict=True) for key in (against, name)]
+            x, y = (statistics.spread(list(statistics.by_seed(pairs).values())) for pairs in columns)
+            if x and y:
                 points.append((x.mean, y.mean, y.deviation or 0.0))
         return points
 
@@ -152,9 +147,8 @@ class Part(NamedTuple):
             having: dict[str, list[Run]] = {}
             for run in self.runs:
                 having.setdefault(runs.text(query.value(run, axis)), []).append(run)
-            levels += [
-                (axis, value, Group({axis: value}, having[value], [])) for value in sorted(having, key=number_first)
-            ]
+            values = sorted(having, key=number_first)
+            levels += [(axis, value, Group({axis: value}, having[value], [])) for value in values]
         return levels
 
     def pair(self) -> tuple[str, str] | None:

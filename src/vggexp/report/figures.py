@@ -96,8 +96,7 @@ def _scores_against(part: Part, title: str, *, logarithmic: bool) -> tuple[Figur
     """An empty figure of the objective against whole numbers or, on a logarithmic axis, plain ones."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    axes.set_xlabel(title)
-    axes.set_ylabel(part.objective)
+    axes.set(xlabel=title, ylabel=part.objective)
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(LogFormatter())
@@ -127,8 +126,7 @@ def _heatmap(part: Part) -> Figure | None:
     image = axes.imshow(table, cmap="cividis", aspect="auto", origin="lower", vmin=limits[0], vmax=limits[1])
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_xlabel(both[0])
-    axes.set_ylabel(both[1])
+    axes.set(xlabel=both[0], ylabel=both[1])
     middle = (low + high) / 2
     for y, x in np.argwhere(np.isfinite(table)):
         color = "black" if table[y, x] > middle else "white"

@@ -57,11 +57,12 @@ class _Test(NamedTuple):
         return float(self.mean == 0) if self.result is None else float(self.result.pvalue)
 
 
-def by_seed(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
+def by_seed(pairs: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:
     """Of (seed, value) pairs, one value for each seed: repetitions count once, the mean of those that differ."""
     found: dict[Any, dict[float, None]] = {}
     for seed, value in pairs:
-        found.setdefault(seed, {})[value] = None
+        if value is not None:
+            found.setdefault(seed, {})[value] = None
     return {seed: statistics.fmean(values) for seed, values in found.items()}
 
 

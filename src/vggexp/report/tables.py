@@ -41,9 +41,8 @@ def tables_of(part: Part, table: Table, say: Callable[[str], None]) -> None:
     """What there is to say of runs that belong side by side."""
     if part.title:
         say(f"{part.title}: {len(part.runs)} run{'s' * (len(part.runs) > 1)}")
-    table(
-        list(map(metrics.label, part.columns)), part.rows(), len([name for name in part.columns if name in part.axes])
-    )
+    left = sum(name in part.axes for name in part.columns)
+    table(list(map(metrics.label, part.columns)), part.rows(), left)
     if part.axes and len(part.groups) > 1:
         rows, name = [], part.objective
         for axis, value, group in part.levels():
@@ -83,11 +82,8 @@ def write(report: Report, folder: Path) -> None:
         rows.append([*row, run.result.get("config_hash"), run.reason, command(run)])
     header = ["run", "status", *axes, *numbers, "config_hash", "reason", "command"]
     files.write_csv(folder / "runs.csv", header, rows)
-    lines = [
-        f"# {markdown(report.title)}",
-        "",
-        "Mean ± standard deviation over seeds; of one seed, the test set's 95 % interval.",
-    ]
+    lines = [f"# {markdown(report.title)}", ""]
+    lines += ["Mean ± standard deviation over seeds; of one seed, the test set's 95 % interval."]
 
     def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
         lines.extend(["", *map(_row, [header, ["---"] * len(header), *rows])])

@@ -108,15 +108,14 @@ def diff(folder: Path, then: Any, other: Path, now: Any) -> list[str]:
         for file in sorted({**listed[0], **listed[1]}):
             if listed[0].get(file) == listed[1].get(file):
                 continue
-            texts = [text(place, name, found[name], file) for place, found in sides]
-            if any(found is None and file in known for found, known in zip(texts, listed, strict=True)):
-                lines.append(f"{_shown(name, file)}: differs; its text was not kept")
-                continue
+            shown, texts = _shown(name, file), [text(place, name, found[name], file) for place, found in sides]
             old, new = ((found or "").splitlines() for found in texts)
-            if len(old) * len(new) > LONGEST_DIFF:
-                lines.append(f"{_shown(name, file)}: differs; it is too long to compare line by line")
-                continue
-            lines += difflib.unified_diff(old, new, _shown(name, file), _shown(name, file), lineterm="")
+            if any(found is None and file in known for found, known in zip(texts, listed, strict=True)):
+                lines.append(f"{shown}: differs; its text was not kept")
+            elif len(old) * len(new) > LONGEST_DIFF:
+                lines.append(f"{shown}: differs; it is too long to compare line by line")
+            else:
+                lines += difflib.unified_diff(old, new, shown, shown, lineterm="")
     return lines
 
 

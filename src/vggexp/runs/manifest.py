@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vggexp.config.schema import REMARKS, Config
 from vggexp.errors import UserError
@@ -140,23 +140,17 @@ def load(folder: Path, place: str) -> dict[str, Any]:
     return content
 
 
-class _Kept(BaseModel):
-    """A part of `result.json`; what else it holds may be anything."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class _Code(_Kept):
+class _Code(BaseModel, strict=True):
     hash: str | None = None
     revision: str | None = None
 
 
-class _Config(_Kept):
+class _Config(BaseModel, strict=True):
     seed: int | None = None
 
 
-class Segment(_Kept):
-    """A part of a run between a start and a stop."""
+class Segment(BaseModel, strict=True):
+    """A part of a run between a start and a stop; what else `result.json` says of it may be anything."""
 
     begins: dict[str, Any] | None = None
     host: str | None = None

@@ -1,9 +1,9 @@
 """Which runs, in which order: what `where=` and `sort=` mean, and what a name means of a run."""
 
 import math
-import operator
 import re
 from collections.abc import Callable, Sequence
+from operator import ge, gt, le, lt
 from typing import Any
 
 from vggexp.config.messages import nearest
@@ -11,11 +11,10 @@ from vggexp.errors import UserError
 from vggexp.runs import metrics, read
 from vggexp.runs.read import Run
 from vggexp.system import terminal
+from vggexp.system.text import is_number
 
 CONDITION = re.compile(r"([^=<>!\s]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
-OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge
-}  # fmt: skip
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
 OWN = ("status", "reason", "experiment", "tags", "note", "started", "host", "user", "config_hash", "size")
 """What `where=`, `sort=` and `columns=` may name beside a result and a key of the config."""
 
@@ -55,19 +54,14 @@ def _meets(found: Any, sign: str, text: str, condition: str) -> bool:
     if sign in ("=", "!="):
         values = found if isinstance(found, list) else [found]
         return any(_same(each, text) for each in values) == (sign == "=")
-    try:
-        number = float(text)
-    except ValueError:
-        raise UserError(f"where={condition}: {text} is not a number") from None
-    return isinstance(found, int | float) and OPERATORS[sign](found, number)
+    if not is_number(text):
+        raise UserError(f"where={condition}: {text} is not a number")
+    return isinstance(found, int | float) and OPERATORS[sign](found, float(text))
 
 
 def _same(found: Any, text: str) -> bool:
     if isinstance(found, int | float) and not isinstance(found, bool):
-        try:
-            return float(text) == found
-        except ValueError:
-            return False
+        return is_number(text) and float(text) == found
     return str(found).lower() == text.lower() or (found is None and text in ("", "null"))
 
 
@@ -90,8 +84,5 @@ def sort(runs: Sequence[Run], name: str, option: str = "sort") -> list[Run]:
 
 def number_first(text: str) -> tuple[int, float, str]:
     """A key that sorts numbers by their value, and other texts after them."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text) if is_number(text) else math.nan
     return (1, 0.0, text) if math.isnan(number) else (0, number, "")

@@ -53,16 +53,18 @@ class Run(NamedTuple):
         return self.number(name) if self.status == "completed" else None
 
 
-def read(folder: Path) -> Run:
-    """The run in a folder, in whatever state."""
+def read(folder: Path, *, closed: bool = False) -> Run:
+    """The run in a folder, in whatever state; if `closed`, an unreadable one where something in it leads out of it."""
     if not (folder / layout.RESULT).exists():
         return Run(folder, "waiting", "", {}, {})
     try:
+        if closed:
+            files.check_folder(folder, "")
         result = manifest.load(folder, "")
+        if "config" not in result:
+            raise UserError(f"its {layout.RESULT} is not what a run writes")
     except UserError as error:
         return Run(folder, "unreadable", str(error).removeprefix(": "), {}, {})
-    if not isinstance(result.get("config"), dict):
-        return Run(folder, "unreadable", f"its {layout.RESULT} is not what a run writes", {}, {})
     status, reason = result["status"], str(result.get("reason") or "")
     if status == "running" and not manifest.is_locked(folder):
         status, reason = "interrupted", KILLED
@@ -86,18 +88,8 @@ def find(places: Sequence[Path]) -> list[Run]:
         if not folders:
             raise UserError(f"{place}: holds no run; name the folder of a run or of a sweep, or last")
         for folder in sorted(folders, key=_order):
-            found.setdefault(folder.resolve(), _checked(read(folder)))
+            found.setdefault(folder.resolve(), read(folder, closed=True))
     return list(found.values())
-
-
-def _checked(run: Run) -> Run:
-    """The run; an unreadable one where something in its folder leads out of it."""
-    try:
-        if run.status != "waiting":
-            files.check_folder(run.folder, "")
-    except UserError as error:
-        return Run(run.folder, "unreadable", str(error).removeprefix(": "), {}, {})
-    return run
 
 
 def _walk(place: Path) -> Iterator[Path]:
@@ -157,10 +149,9 @@ def varied(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys in which configs differ; of keys that always change together, only one, no `model.` key if possible."""
     keys = dict.fromkeys(key for config in configs for key in config)
     columns = {key: tuple(str(config.get(key)) for config in configs) for key in keys}
-    names = [key for key in columns if len(set(columns[key])) > 1]
-    names.sort(key=lambda key: key.startswith("model."))
-    kept = [key for n, key in enumerate(names) if columns[key] not in [columns[k] for k in names[:n]]]
-    return [key for key in keys if key in kept]
+    names = sorted(keys, key=lambda key: key.startswith("model."))
+    first = {columns[key]: key for key in reversed(names) if len(set(columns[key])) > 1}
+    return [key for key in keys if first.get(columns[key]) == key]
 
 
 def labels(found: Sequence[Run]) -> dict[Path, str]:
@@ -210,11 +201,8 @@ def epochs(folder: Path) -> list[dict[str, float]]:
             continue
         values = {name: float(text) for name, text in row.items()}
         number = values.pop("epoch", math.nan)
-        if not math.isfinite(number):
-            continue
-        epoch = int(number)
-        if epoch in found or len(found) < LARGEST_EPOCHS:
-            found.setdefault(epoch, {"epoch": epoch + 1}).update(values)
+        if math.isfinite(number) and (int(number) in found or len(found) < LARGEST_EPOCHS):
+            found.setdefault(int(number), {"epoch": int(number) + 1}).update(values)
     return [values for _, values in sorted(found.items()) if "train/loss" in values]
 
 
