@@ -62,5 +62,8 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"vggexp.{_HOMES[name]}"), name)
+        found = getattr(import_module(f"vggexp.{_HOMES[name]}"), name)
+        if name == "runs":
+            found.__name__ = "vggexp.runs"  # by it, `import vggexp.runs.read as read` finds the module
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
