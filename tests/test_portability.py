@@ -221,6 +221,17 @@ def test_nothing_is_read_through_a_link_where_the_system_would(monkeypatch: pyte
 
 
 @pytest.mark.linux
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")  # where a mistake harms no machine
+    for name in ("pipe", "null"):
+        with pytest.raises(OSError, match="a pipe or a device, not a file"):
+            files.write_text(tmp_path / name, "1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
+    assert (tmp_path / "null").is_char_device()
+
+
+@pytest.mark.linux
 def test_a_console_of_windows_takes_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "WINDOWS", True)
     master, slave = os.openpty()

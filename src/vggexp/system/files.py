@@ -41,7 +41,13 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; what was written there replaces `path` when the block ends, unless it raises."""
+    """Yields a temporary path; what was written there replaces `path` when the block ends, unless it raises.
+
+    Raises:
+        OSError: if `path` is a device, such as /dev/null, a pipe or a folder: it would be gone.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        check_regular(path, path.stat().st_mode)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # a guessed name could be somebody's link
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666))
     try:
