@@ -1,6 +1,6 @@
 """Compares `vggexp train` with other programs that train the same network, in alternating rounds: make benchmark-peers
 
-    python -m benchmarks.peers [--size 96] [--rounds 2] [--only NAME ...]
+    python -m benchmarks.peers [--size 96] [--rounds 2] [--fp32] [--only NAME ...]
 
 All train VGG-11, ratio 4, with batches of 128 and Adam, and are timed by one meter, from the end of step 5 to the end
 of step 45. Each other framework gets a virtual environment under .venv/peers, made from the package registry. Programs
@@ -178,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--fp32", action="store_true", help="leaves out bf16, which is slow on a CPU that lacks it")
     parser.add_argument("--only", nargs="+", help="names of programs, beside vggexp and the chapter's loop")
     args = parser.parse_args()
     folder, console = Path("outputs") / f"benchmark-peers-{args.size}", Console(highlight=False)
@@ -190,9 +191,9 @@ def main() -> None:
         missing["programs that no registry has"] = "PEERS names no folder"
     data = folder.resolve() / "data.npz"
     prepare(data, args.size)
-    ceilings, rounds = measure("ceilings"), []
+    ceilings, rounds, precisions = measure("ceilings"), [], ["fp32", *([] if args.fp32 else ["bf16"])]
     for number in range(args.rounds):
-        order = [(name, precision) for precision in ("fp32", "bf16") for name in peers if name not in missing]
+        order = [(name, precision) for precision in precisions for name in peers if name not in missing]
         found: dict[tuple[str, str], Found] = {}
         for name, precision in order if number % 2 == 0 else reversed(order):
             result = run(name, peers[name], args.size, precision, data)
