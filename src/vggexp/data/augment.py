@@ -6,8 +6,6 @@ from torch's own generator; it is set for the batch and then put back.
 N images of a batch, C channels, H×W pixels as stored, S×S as the network gets them, K classes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Augmentation:
     """The changes; what is off draws no random numbers."""
 
@@ -51,7 +49,8 @@ class Augmentation:
         if self.color_jitter:
             steps.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter))
         transform = v2.Compose(steps)
-        with _seeded(seed):
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
             return torch.stack([transform(image) for image in images])
 
     def mixed(self, images: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -62,19 +61,10 @@ class Augmentation:
 
         kinds = {v2.MixUp: self.mixup, v2.CutMix: self.cutmix}
         choices = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds.items() if alpha]
-        with _seeded(seed):
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
             images, labels = v2.RandomChoice(choices)(images, labels)
         return images, labels
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 def _flip_and_shift(images: Tensor, generator: Generator, flip: bool, shift: int) -> Tensor:
@@ -94,12 +84,11 @@ def _flip_and_shift(images: Tensor, generator: Generator, flip: bool, shift: int
 
 def _square_masks(images: Tensor, generator: Generator, side: int) -> Tensor:
     """(N, H, W) bool, true within each image's square, which may hang over the edge."""
-    (count, _, height, width), device = images.shape, images.device
 
     def within(size: int) -> Tensor:
-        center = torch.randint(size, (count, 1), generator=generator, device=device)
-        start = center - side // 2
-        pixels = torch.arange(size, device=device)
-        return (pixels >= start) & (pixels < start + side)
+        center = torch.randint(size, (len(images), 1), generator=generator, device=images.device)
+        pixels = torch.arange(size, device=images.device) - center + side // 2
+        return (pixels >= 0) & (pixels < side)
 
+    height, width = images.shape[2:]
     return within(height).unsqueeze(2) & within(width).unsqueeze(1)

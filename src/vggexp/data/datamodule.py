@@ -5,7 +5,7 @@ N images of a batch, C channels, H×W pixels as stored, S = `resize` pixels as t
 
 import multiprocessing
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -93,10 +93,11 @@ def split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DataModule(L.LightningDataModule):
+class DataModule(Augmentation, L.LightningDataModule):
     """Batches of ((N, C, S, S) float32 images, (N,) int64 labels) from any source.
 
-    The arguments are a source, a seed, and the keys of `conf/data` that all sources have in common.
+    The arguments are a source, a seed, and the keys of `conf/data` that all sources have in common, those of
+    `Augmentation` among them.
     """
 
     source: Source
@@ -108,22 +109,14 @@ class DataModule(L.LightningDataModule):
     train_size: int | None = None  # use only this many of the rest, stratified; None: all
     num_workers: int = 0  # processes that load batches; their number does not change the order
     test_each_epoch: bool = False  # the test set replaces the validation set
-    flip: bool = False  # this and the next change training images, see `Augmentation`
-    shift: int = 0
-    cutout: int = 0
-    rotate: float = 0.0
-    resized_crop: float | None = None
-    color_jitter: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
     seed: int = 0  # of the order and of changes
     split_seed: int | None = None  # of the splits and of train_size; None: `seed`
 
     def __post_init__(self) -> None:
-        super().__init__()
+        L.LightningDataModule.__init__(self)  # super's would be that of Augmentation, which has its values
         if self.test_each_epoch and self.val_size:
             raise UserError(f"data.test_each_epoch=true: excludes data.val_size={self.val_size}; set data.val_size=0")
-        self.augmentation = Augmentation(**{each.name: getattr(self, each.name) for each in fields(Augmentation)})
+        self._split_seed = self.seed if self.split_seed is None else self.split_seed
         self.sizes = {0: self.resize} if isinstance(self.resize, int) else dict(self.resize)
         self.size = self.sizes[max(self.sizes)]
         self.sets: dict[Split, TensorDataset] = {}
@@ -191,10 +184,6 @@ class DataModule(L.LightningDataModule):
         made = {id(part): TensorDataset(part.pixels, part.labels) for part in parts.values()}
         self.sets = {name: made[id(part)] for name, part in parts.items()}
 
-    @property
-    def _split_seed(self) -> int:
-        return self.seed if self.split_seed is None else self.split_seed
-
     def _part(self, name: Split) -> Images | None:
         part = self.source.load(name)
         if part is not None and (fault := fault_of(part, self.source.channels, len(self.classes))):
@@ -225,27 +214,19 @@ class DataModule(L.LightningDataModule):
         for line in overlaps(parts, self.indices):
             rank_zero_only(terminal.say)(line, stderr=True)
 
-    @property
-    def _device(self) -> torch.device:
-        size = sum(part.tensors[0].nbytes for part in distinct(self.sets))
-        if self.trainer is None or self.num_workers or size > LARGEST_ON_GPU:
-            return torch.device("cpu")
-        return self.trainer.strategy.root_device
-
     def loader(self, stage: Split, epoch: int = 0, done: int = 0) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of ((N, C, H, W) uint8, (N,) int64); only "train" is shuffled. See `Batches` for the others."""
-        seed = self.seed if stage == "train" else None
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        options: dict[str, Any] = {"device": self._device, "epoch": epoch, "done": done}
-        batches = Batches(self.indices[stage], self.batch_size, seed=seed, rank=rank, world_size=world, **options)
+        batches = Batches(self.indices[stage], self.batch_size, epoch=epoch, done=done)
+        batches.seed = self.seed if stage == "train" else None
+        parts = distinct(self.sets)
+        if self.trainer:
+            batches.rank, batches.world_size = self.trainer.global_rank, self.trainer.world_size
+            if not self.num_workers and sum(part.tensors[0].nbytes for part in parts) <= LARGEST_ON_GPU:
+                batches.device = self.trainer.strategy.root_device
+        for part in parts:
+            part.tensors = tuple(tensor.to(batches.device) for tensor in part.tensors)
         workers = {"num_workers": self.num_workers, **_context()} if self.num_workers else {}
-        self._move(self._device)
         return Loader(self.sets[stage], sampler=batches, batch_size=None, **workers)
-
-    def _move(self, device: torch.device) -> None:
-        """Moves the images to the device that makes the batches."""
-        for part in distinct(self.sets):
-            part.tensors = tuple(tensor.to(device) for tensor in part.tensors)
 
     def stored(self, stage: Split, positions: Tensor) -> Tensor:
         """The images at these positions of a part, (N, C, H, W) uint8."""
@@ -293,7 +274,7 @@ class DataModule(L.LightningDataModule):
         generator = torch.Generator(images.device)
         generator.manual_seed(seed_at(self.seed, AUGMENTATION, *place))
         seed = seed_at(self.seed, TRANSFORMS, *place)
-        images = self.augmentation.of_bytes(images, generator)
-        images = self.preparation(self.augmentation.transformed(images, size, seed), size)
+        images = self.of_bytes(images, generator)
+        images = self.preparation(self.transformed(images, size, seed), size)
         self._batches.done += 1
-        return self.augmentation.mixed(images, labels, len(self.classes), seed)
+        return self.mixed(images, labels, len(self.classes), seed)

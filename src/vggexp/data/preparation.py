@@ -4,7 +4,8 @@ N images, C channels, H×W pixels as stored, S×S as the network gets them.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -22,35 +23,26 @@ IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.
 class Normalization(nn.Module):
     """(N, C, S, S) images in [0, 1] → each channel less its mean, divided by its standard deviation."""
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
+        self.mean = nn.Buffer(torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.std = nn.Buffer(torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean.to(images.device)) / self.std.to(images.device)
 
-    def undone(self, images: Tensor) -> Tensor:
-        return images * self.std.to(images.device) + self.mean.to(images.device)
 
-
+@dataclass
 class Preparation:
-    """How images become a network's input.
+    """How images become a network's input."""
 
-    Args:
-        size: S.
-        stored: H and W of the training images.
-        mean: of each channel, in [0, 1], and `std` likewise; empty where nothing is normalized.
-    """
+    size: int  # S
+    fit: Fit
+    stored: Sequence[int]  # H and W of the training images
+    mean: Sequence[float] = ()  # of each channel, in [0, 1]; empty where nothing is normalized
+    std: Sequence[float] = ()
 
-    def __init__(
-        self, size: int, fit: Fit, stored: Iterable[int], mean: Iterable[float] = (), std: Iterable[float] = ()
-    ) -> None:
-        self.size, self.fit, self.stored = size, fit, tuple(stored)
-        self.mean, self.std = tuple(mean), tuple(std)
+    def __post_init__(self) -> None:
         self.normalize: nn.Module = Normalization(self.mean, self.std) if self.mean else nn.Identity()
 
     def __call__(self, images: Tensor, size: int | None = None) -> Tensor:
@@ -62,7 +54,9 @@ class Preparation:
 
     def shown(self, ready: Tensor) -> Tensor:
         """(N, C, S, S) as the network gets them → in [0, 1], to be looked at."""
-        return self.normalize.undone(ready) if isinstance(self.normalize, Normalization) else ready
+        if not isinstance(self.normalize, Normalization):
+            return ready
+        return ready * self.normalize.std.to(ready.device) + self.normalize.mean.to(ready.device)
 
     @property
     def side(self) -> int:
@@ -72,13 +66,8 @@ class Preparation:
 
     def values(self) -> dict[str, Any]:
         """The arguments as plain values, for a checkpoint."""
-        return {
-            "size": self.size,
-            "fit": self.fit,
-            "stored": [*self.stored],
-            "mean": [*self.mean],
-            "std": [*self.std],
-        }
+        lists = {name: [*getattr(self, name)] for name in ("stored", "mean", "std")}
+        return {"size": self.size, "fit": self.fit, **lists}
 
     @classmethod
     def read(cls, found: Any, channels: int) -> Self:
@@ -97,7 +86,7 @@ class Preparation:
             raise ValueError("it does not say how images are prepared") from error
         if not valid:
             raise ValueError("it says nothing valid of how images are prepared")
-        return cls(size, fit, stored, mean, std)
+        return cls(size, fit, tuple(stored), tuple(mean), tuple(std))
 
 
 def statistics(pixels: Tensor, indices: Tensor) -> tuple[list[float], list[float]]:
