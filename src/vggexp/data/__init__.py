@@ -1,7 +1,6 @@
 """Which images come, in which order, at which size? The data know no network.
 
-- `source`: what a data set is; `fashion_mnist`, `torchvision_sets` and `folder` are some
-- `idx`: finds and verifies the files of Fashion-MNIST and sets like it
+- `source`: what a data set is; `idx` (Fashion-MNIST, and sets like it), `torchvision_sets` and `folder` are some
 - `pictures`, `store`: decode pictures, and keep what was decoded
 - `datamodule`: splits, order, batches, and how far training has come
 - `augment`, `resize`, `preparation`: what happens to a batch on the device
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vggexp.data.datamodule import DataModule
-    from vggexp.data.fashion_mnist import FashionMNIST
     from vggexp.data.folder import Folder
+    from vggexp.data.idx import FashionMNIST
     from vggexp.data.source import Images, Source
     from vggexp.data.torchvision_sets import TorchvisionSet
 
-_HOMES = {"DataModule": "datamodule", "FashionMNIST": "fashion_mnist", "Folder": "folder"}
+_HOMES = {"DataModule": "datamodule", "FashionMNIST": "idx", "Folder": "folder"}
 _HOMES |= {"Images": "source", "Source": "source", "TorchvisionSet": "torchvision_sets"}
 __all__ = ["DataModule", "FashionMNIST", "Folder", "Images", "Source", "TorchvisionSet"]
 

@@ -1,4 +1,4 @@
-"""Finds the files, verifies them by sha256 and keeps them in a cache.
+"""Fashion-MNIST, and sets like it: finds the four IDX files, verifies them by sha256 and keeps them in a cache.
 
 The sources, in this order: the cache, a folder that the user names, the system folder of Debian's package, the mirrors,
 and Debian's package, downloaded and unpacked in a temporary folder (no root needed). A file whose sha256, decompressed,
@@ -18,13 +18,15 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import numpy as np
 from filelock import FileLock
 
+from vggexp.data.source import Images, Source, Split
 from vggexp.errors import UserError
 from vggexp.system import paths, terminal
 from vggexp.system.files import replacing, writing
@@ -67,8 +69,26 @@ FASHION_MNIST = IDXSet(
 )
 
 
-class Refused(Exception):
-    """A source has a wrong file or none; the message says which and why."""
+@dataclass(kw_only=True)
+class FashionMNIST(Source):
+    """Fashion-MNIST (Xiao et al. 2017); a subclass with its own `spec` is another set in four IDX files."""
+
+    spec: ClassVar[IDXSet] = FASHION_MNIST
+    channels = 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.spec.classes
+
+    def load(self, split: Split) -> Images | None:
+        if split == "val":
+            return None
+        import torch  # here, because what else is in this file does without
+
+        names = (TRAIN_IMAGES, TRAIN_LABELS) if split == "train" else (TEST_IMAGES, TEST_LABELS)
+        files = obtain(self.spec, self.root, self.cache_dir, names=names)
+        pixels, labels = (torch.from_numpy(parse(files[name]).copy()) for name in names)
+        return Images(pixels.unsqueeze(1), labels.long(), {name: self.spec.sha256[name] for name in names})
 
 
 def obtain(
@@ -83,35 +103,30 @@ def obtain(
 
     Args:
         root: a folder to search right after the cache; its files may be .gz and lie in torchvision's sub-folders.
-        cache_dir: the folder of all caches, see `vggexp.system.paths.cache`.
         names: those wanted of the four files; None: all.
-        online: whether to download.
     """
     if root is not None and not os.path.isdir(root):  # noqa: PTH112  Path's may raise
         raise UserError(f"data.root={root}: no such folder; name one that holds {TRAIN_IMAGES}(.gz) and the others")
     folder = paths.cache(cache_dir) / spec.name
+    others = [] if root is None else [Path(root), Path(root, "FashionMNIST", "raw"), Path(root, spec.name)]
+    others += [Path(spec.system_dir)] if spec.system_dir else []
     wanted = list(spec.sha256) if names is None else names
 
     def found(place: Path) -> dict[str, bytes]:
-        return {name: _read(place, name, spec.sha256[name]) for name in wanted}
+        raw = {name: _read(*_either(place, name)) for name in wanted}
+        return {name: _verified(content, spec.sha256[name]) for name, content in raw.items()}
 
-    with contextlib.suppress(FileNotFoundError, Refused):  # then fill the cache and report what is wrong in it
+    with contextlib.suppress(OSError, ValueError):  # then fill the cache and report what is wrong in it
         return found(folder)
     try:
         with writing(folder, f"data.cache_dir={folder}"), FileLock(folder / ".lock"), TemporaryDirectory() as scratch:
-            search = _Search(spec, root, folder, Path(scratch), online)
+            search = _Search(spec, root, [folder, *others], Path(scratch), online)
             return {name: search.fill(name) for name in wanted}
     except UserError:
-        for place in _folders(spec, root):
-            with contextlib.suppress(FileNotFoundError, Refused):
+        for place in others:
+            with contextlib.suppress(OSError, ValueError):
                 return found(place)
         raise
-
-
-def _folders(spec: IDXSet, root: str | None) -> list[Path]:
-    """Where the files may be, beside the cache."""
-    named = [] if root is None else [Path(root), Path(root, "FashionMNIST", "raw"), Path(root, spec.name)]
-    return named + ([Path(spec.system_dir)] if spec.system_dir else [])
 
 
 def parse(content: bytes) -> np.ndarray:
@@ -147,27 +162,25 @@ def unpacked(raw: bytes) -> bytes:
 
 @dataclass
 class _Search:
-    """The arguments of `obtain`, the set's folder in the cache, and a temporary folder."""
+    """The arguments of `obtain`, the folders where the files may be, and a temporary one."""
 
     spec: IDXSet
     root: str | None
-    folder: Path
+    folders: list[Path]  # the first is that of the set in the cache
     scratch: Path
     online: bool
-
-    def __post_init__(self) -> None:
-        self.unreachable: set[str] = set()  # hosts, each of which is asked once, not for each file
+    unreachable: set[str] = field(default_factory=set)  # hosts, each of which is asked once, not for each file
 
     def fill(self, name: str) -> bytes:
         """Copies one file into the cache from the first source that has the right one."""
-        spec, path = self.spec, self.folder / name
-        for source in self._sources(name, spec.sha256[name]):
+        spec, path = self.spec, self.folders[0] / name
+        for place, read in self._sources(name):
             try:
-                content = source()
+                content = _verified(read(), spec.sha256[name])
             except FileNotFoundError:
                 continue
-            except Refused as refusal:
-                log.warning("refused %s", refusal)
+            except (OSError, ValueError) as error:
+                log.warning("refused %s: %s", place, getattr(error, "strerror", None) or error)
                 continue
             if not path.exists() or path.read_bytes() != content:
                 with replacing(path) as temporary:
@@ -176,59 +189,62 @@ class _Search:
         searched = ", ".join(filter(None, [self.root, spec.system_dir, *(spec.mirrors if self.online else ())]))
         package = f" or install Debian's {spec.debian_package}" if spec.debian_package else ""
         raise UserError(
-            f"{name}: not found, or with a wrong sha256, in {self.folder}, {searched}; "
+            f"{name}: not found, or with a wrong sha256, in {self.folders[0]}, {searched}; "
             f"copy the four files of {spec.name} into a folder and set data.root=FOLDER,{package}",
             1,
         )
 
-    def _sources(self, name: str, sha256: str) -> Iterator[Callable[[], bytes]]:
+    def _sources(self, name: str) -> Iterator[tuple[object, Callable[[], bytes]]]:
+        """Where the file may be, to be named, and what reads it there."""
         spec = self.spec
-        for folder in [self.folder, *_folders(spec, self.root)]:
-            yield functools.partial(_read, folder, name, sha256)
+        for folder in self.folders:
+            for path in _either(folder, name):
+                yield path, functools.partial(_read, path)
         if self.online:
             for mirror in spec.mirrors:
-                yield functools.partial(self._download, f"{mirror}/{name}.gz", name, sha256)
+                url = f"{mirror}/{name}.gz"
+                yield url, functools.partial(self._download, url)
             if spec.debian_package and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-                yield lambda: _read(_unpack(spec, self.scratch), name, sha256)
+                package = f"Debian's package {spec.debian_package}"
+                yield package, lambda: _read(*_either(_unpack(spec, self.scratch), name))
 
-    def _download(self, url: str, name: str, sha256: str) -> bytes:
-        host, received = url.split("/")[2], bytearray()
+    def _download(self, url: str) -> bytes:
+        (host, *_, file), received = url.split("/")[2:], bytearray()
         if host in self.unreachable:
             raise FileNotFoundError(url)
         try:
-            with urllib.request.urlopen(url, timeout=20) as response, terminal.counting(f"{name}, bytes", None) as add:
+            with urllib.request.urlopen(url, timeout=20) as response, terminal.counting(f"{file}, bytes", None) as add:
                 while chunk := response.read(1 << 18):
                     received += chunk
                     add(len(chunk))
                     if len(received) > MAX_BYTES:
-                        raise Refused(f"{url}: more than {MAX_BYTES} bytes")
-        except urllib.error.HTTPError as error:
-            raise Refused(f"{url}: {error}") from error
+                        raise ValueError(f"more than {MAX_BYTES} bytes")
+        except urllib.error.HTTPError:
+            raise
         except OSError as error:
             log.warning("cannot reach %s: %s", host, getattr(error, "reason", error))
             self.unreachable.add(host)
             raise FileNotFoundError(url) from error
-        return _verify(bytes(received), url, sha256)
+        return bytes(received)
 
 
-def _read(folder: Path, name: str, sha256: str) -> bytes:
-    """A plain or .gz file of a folder, verified."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        try:
-            if path.is_file():
-                return _verify(path.read_bytes(), str(path), sha256)
-        except OSError as error:
-            raise Refused(f"{path}: {error.strerror}") from error
-    raise FileNotFoundError(folder / name)
+def _either(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / name, folder / f"{name}.gz"
 
 
-def _verify(raw: bytes, source: str, sha256: str) -> bytes:
-    try:
-        content = unpacked(raw)
-    except ValueError as error:
-        raise Refused(f"{source}: {error}") from error
+def _read(*candidates: Path) -> bytes:
+    """The first of these files that is there."""
+    for path in candidates:
+        if path.is_file():
+            return path.read_bytes()
+    raise FileNotFoundError(candidates[0])
+
+
+def _verified(raw: bytes, sha256: str) -> bytes:
+    """The content of a file that may be gzipped; a ValueError where it is not the right one."""
+    content = unpacked(raw)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise Refused(f"{source}: its sha256 is not {sha256[:12]}… ({len(content)} bytes)")
+        raise ValueError(f"its sha256 is not {sha256[:12]}… ({len(content)} bytes)")
     return content
 
 
@@ -255,5 +271,5 @@ def _unpack(spec: IDXSet, scratch: Path) -> Path:
         run(["dpkg-deb", "-x", str(archive), str(tree)], check=True)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        raise Refused(f"Debian's package {spec.debian_package}: {reason}") from error
+        raise ValueError(reason) from error
     return files

@@ -10,8 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib import import_module
@@ -71,24 +70,23 @@ class TorchvisionSet(Source):
         files = [*getattr(reader, f"{split}_list"), (reader.meta["filename"], reader.meta["md5"])]
         return {f"{reader.base_folder}/{name}": md5 for name, md5 in files}
 
-    def _archives(self) -> dict[str, tuple[str, list[str]]]:
-        """The md5 and the addresses of each file that torchvision downloads."""
-        reader = self._reader
-        if self.channels == 1:
-            return {name: (md5, [f"{mirror}{name}" for mirror in reader.mirrors]) for name, md5 in reader.resources}
-        return {reader.filename: (reader.tgz_md5, [reader.url])}
-
     @functools.cached_property
     def _folder(self) -> Path:
         """A folder that holds the whole set; fills the cache if there is none."""
-        archives, cache = self._archives(), paths.cache(self.cache_dir) / self.dataset.lower()
+        reader, cache = self._reader, paths.cache(self.cache_dir) / self.dataset.lower()
+        if self.channels == 1:  # the md5 and the addresses of each file that torchvision downloads
+            archives = {name: (md5, [f"{mirror}{name}" for mirror in reader.mirrors]) for name, md5 in reader.resources}
+        else:
+            archives = {reader.filename: (reader.tgz_md5, [reader.url])}
         if self.root is not None and not os.path.isdir(self.root):  # noqa: PTH112  Path's may raise
             raise UserError(f"data.root={self.root}: no such folder; name one that holds {', '.join(archives)}")
         folders = [Path(self.root), Path(self.root, self.dataset, "raw"), cache] if self.root else [cache]
         for folder in folders:
             if self._is_whole(folder):
                 return folder
-        with writing(cache, f"data.cache_dir={cache}"), FileLock(cache / ".lock"), _timeout(TIMEOUT):
+        with writing(cache, f"data.cache_dir={cache}"), FileLock(cache / ".lock"), ExitStack() as stack:
+            stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(TIMEOUT)  # because torchvision sets no limit
             for name, (md5, urls) in archives.items() if not self._is_whole(cache) else ():
                 _bring(name, md5, folders, urls, cache)
         if self._is_whole(cache):
@@ -128,21 +126,10 @@ def _is_right(path: Path, md5: str) -> bool:
     try:
         if not path.is_file():
             return False
-        right = bool(import_module("torchvision.datasets.utils").check_md5(path, md5))
+        if import_module("torchvision.datasets.utils").check_md5(path, md5):
+            return True
+        reason: str | None = f"its md5 is not {md5}"
     except OSError as error:
-        log.warning("refused %s: %s", path, error.strerror)
-        return False
-    if not right:
-        log.warning("refused %s: its md5 is not %s", path, md5)
-    return right
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """Bounds how long each new socket waits, because torchvision sets no limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        reason = error.strerror
+    log.warning("refused %s: %s", path, reason)
+    return False
