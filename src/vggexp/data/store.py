@@ -115,16 +115,15 @@ class Store:
         with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as self.pool:
             warnings.simplefilter("ignore")  # Pillow's of broken metadata and of large pictures
             Image.init()  # which threads should not do at once
-            stored = self._current(listing, side)
-            if stored is None:
-                with files.writing(self.folder, place):
-                    if self.folder.is_symlink():
-                        raise UserError(f"{place}: is a link, through which nothing is written; remove it", 1)
-                    with self._alone():
-                        stored = self._current(listing, side) or self._build(listing, side)
-        if stored is None:
-            raise UserError(f"{place}: what was written cannot be read again; name a folder on another disk", 1)
-        return stored
+            if stored := self._current(listing, side):
+                return stored
+            with files.writing(self.folder, place):
+                if self.folder.is_symlink():
+                    raise UserError(f"{place}: is a link, through which nothing is written; remove it", 1)
+                with self._alone():
+                    if stored := self._current(listing, side) or self._build(listing, side):
+                        return stored
+        raise UserError(f"{place}: what was written cannot be read again; name a folder on another disk", 1)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -247,14 +246,13 @@ class Store:
 
     def _size(self, file: File) -> tuple[int, int] | None:
         """Width and height of a picture, by its header; None if it cannot be read, which decoding it will explain."""
-        try:
-            with (
-                _opened(self.source / file.name, files.unblocked) as opened,
-                Image.open(opened, formats=pictures.FORMATS) as picture,
-            ):
-                return picture.size
-        except Exception:  # noqa: BLE001  Pillow's readers raise anything
-            return None
+        with (
+            contextlib.suppress(Exception),  # Pillow's readers raise anything
+            _opened(self.source / file.name, files.unblocked) as opened,
+            Image.open(opened, formats=pictures.FORMATS) as picture,
+        ):
+            return picture.size
+        return None
 
     def _map(self, what: str, call: Callable[[Given], Made], items: Sequence[Given]) -> Iterator[Made]:
         """As the pool's, with few items on their way at once."""
