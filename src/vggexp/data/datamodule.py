@@ -160,35 +160,28 @@ class DataModule(Augmentation, L.LightningDataModule):
         """Loads the set once."""
         if self.sets:
             return
-        train = self._part("train")
-        if train is None:
-            kind = type(self.source).__name__
-            raise UserError(f"data._target_={kind}: load('train') returned None; return the training images")
-        parts: dict[Split, Images] = {"train": train}
-        rest = torch.arange(len(train.labels))
-        for name in ("test", "val"):
-            part = self._part(name) if name == "test" or self.val_size else None
-            if part is None:
-                rest, self.indices[name] = self._taken(name, train.labels, rest)
+        kind, indices = f"data._target_={type(self.source).__name__}", self.indices
+        parts: dict[Split, Images] = {}
+        for name in ("train", "test", "val"):
+            part = self.source.load(name) if name != "val" or self.val_size else None
+            if part is not None:
+                if fault := fault_of(part, self.source.channels, len(self.classes)):
+                    raise UserError(f"{kind}: its {name} images: {fault}")
+                indices[name] = torch.arange(len(part.labels))
+            elif name == "train":
+                raise UserError(f"{kind}: load('train') returned None; return the training images")
             else:
-                self.indices[name] = torch.arange(len(part.labels))
-            parts[name] = part or train
+                indices["train"], indices[name] = self._taken(name, parts["train"].labels, indices["train"])
+            parts[name] = part or parts["train"]
         if self.train_size is not None:
-            if self.train_size > len(rest):
+            if self.train_size > len(rest := indices["train"]):
                 raise UserError(f"data.train_size={self.train_size}: only {len(rest)} images are left; use fewer")
-            rest = rest[split(train.labels[rest], self.train_size, self._split_seed)[1]]
-        self.indices["train"] = rest
+            indices["train"] = rest[split(parts["train"].labels[rest], self.train_size, self._split_seed)[1]]
         self.parts = parts
         self._check()
         self.identity = identity(parts, self.classes)
         made = {id(part): TensorDataset(part.pixels, part.labels) for part in parts.values()}
         self.sets = {name: made[id(part)] for name, part in parts.items()}
-
-    def _part(self, name: Split) -> Images | None:
-        part = self.source.load(name)
-        if part is not None and (fault := fault_of(part, self.source.channels, len(self.classes))):
-            raise UserError(f"data._target_={type(self.source).__name__}: its {name} images: {fault}")
-        return part
 
     def _taken(self, name: Split, labels: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
         """Takes the validation or test images out of those with these indices; returns the others and these."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vggexp.data import pictures
 from vggexp.data.datamodule import DataModule
-from vggexp.data.source import Images, digest, distinct
+from vggexp.data.source import digest, distinct
 from vggexp.errors import UserError
 from vggexp.system import terminal
 
@@ -51,19 +51,14 @@ def repeated(data: DataModule) -> str:
     same, others = 0, []
     for number, part in enumerate(distinct(data.parts)):
         files = part.files or [f"image {n} of part {number}" for n in range(len(part.labels))]
-        for found, label, file in zip(digests_of(part).tolist(), part.labels.tolist(), files, strict=True):
+        given = part.digests
+        digests = given.tolist() if given is not None else [digest(image.numpy().tobytes()) for image in part.pixels]
+        for found, label, file in zip(digests, part.labels.tolist(), files, strict=True):
             same += found in first
             before = first.setdefault(found, (label, file))
             others += [f"{before[1]} = {file}"] if before[0] != label else []
     text = f"{same:,} images are the same as another"
     return f"{text}, {len(others):,} of them in another class, the first: {others[0]}" if others else text
-
-
-def digests_of(images: Images) -> Tensor:
-    """(N,) int64: the beginnings of the sha256 of each image's pixels."""
-    if images.digests is not None:
-        return images.digests
-    return torch.tensor([digest(image.numpy().tobytes()) for image in images.pixels])
 
 
 def first_of_each(labels: Tensor, classes: int, each: int) -> Tensor:
