@@ -64,7 +64,9 @@ def install(extras: list[str]) -> None:
             names = {name for name in names if not GPU.fullmatch(name)}
     chosen = Path(sys.prefix) / "requirements.txt"
     chosen.write_text("".join(lock[name][0] for name in sorted(names)))
-    subprocess.run([*PIP, "install", "--require-hashes", "--no-deps", "--requirement", str(chosen)], check=True)
+    # not compiled: Python does so for what is imported, which is a small part
+    options = ["--require-hashes", "--no-deps", "--no-compile"]
+    subprocess.run([*PIP, "install", *options, "--requirement", str(chosen)], check=True)
     subprocess.run([*PIP, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)], check=True)
 
 
