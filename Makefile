@@ -73,15 +73,15 @@ test-versions: $(DEV) ## run the quick tests with the oldest packages allowed, a
 	$(VENV)/versions/sync/bin/vggexp --version
 	$(BIN)/uvx --from . vggexp --version
 
-benchmark: data ## measure training at 96 px against other loops, side by side (about 15 minutes)
+benchmark: data ## measure training at 96 px against other loops (about 15 minutes); benchmark-full: at 224 px, too
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
-benchmark-full: data ## the same at 224 px, then scaling and start-up (about 25 minutes)
+benchmark-full: data # the same at 224 px, then scaling and start-up (about 25 minutes)
 	$(BIN)/python -m benchmarks.compare --size 224 $(ARGS)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.startup
 
-benchmark-peers: data ## the same against Keras, flax, a compiled loop and what PEERS=FOLDER holds, all under one meter
+benchmark-peers: data ## the same against Keras, flax, a compiled loop and what PEERS=FOLDER holds
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 benchmark-gpu: data ## measure whole epochs on one GPU, the table last

@@ -44,9 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path; what was written there replaces `path` when the block ends, unless it raises.
 
     Raises:
-        OSError: if `path` is a device, such as /dev/null, a pipe or a folder: it would be gone.
+        OSError: if `path` is a device, such as /dev/null, or a pipe: it would be gone; or if it is a folder.
     """
-    with contextlib.suppress(FileNotFoundError):
+    if path.exists() and not path.is_dir():
         check_regular(path, path.stat().st_mode)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # a guessed name could be somebody's link
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666))
