@@ -211,9 +211,10 @@ def test_a_compiled_network_is_averaged_in_place(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_two_processes_average_as_one_and_resume_exactly(tmp_path: Path) -> None:
+def test_two_processes_average_and_enlarge_their_images_as_one_and_resume_exactly(tmp_path: Path) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "checkpoint.every_n_seconds=0.01"]
-    options = [*EMA, *ddp, "model.batch_norm=true", "trainer.max_epochs=3", "hydra.run.dir=outputs/run"]
+    sizes = "data.resize={0: 32, 1: 48}"  # the run is stopped in the second epoch
+    options = [*EMA, *ddp, sizes, "model.batch_norm=true", "trainer.max_epochs=3", "hydra.run.dir=outputs/run"]
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     done = vggexp("train", *options, cwd=tmp_path / "whole")
