@@ -59,15 +59,8 @@ VALUES: dict[str, list[Any]] = {
 
 ELSEWHERE = (
     *("logger.", "inspect.", "seed", "tags", "note", "allowed_packages", "metrics"),
-    *(
-        "data.root",
-        "data.cache_dir",
-        "data.test_size",
-        "model.weights",
-        "model.arch",
-        "model.blocks",
-        "optimizer.sgd_layers",
-    ),
+    *("data.root", "data.cache_dir", "data.test_size", "model.weights", "model.arch", "model.blocks"),
+    "optimizer.sgd_layers",
 )
 """Keys that groups set, or that do not change how a run goes."""
 
