@@ -18,7 +18,7 @@ from vggexp.errors import UserError
 from vggexp.runs import manifest
 from vggexp.system import paths
 
-pytest_plugins = ["trials"]  # of tests/faults
+pytest_plugins = ["trials", "hosts"]  # of tests/faults
 
 FOREIGN = ("VGGEXP_OUTPUTS", "HYDRA_", "SLURM_", "TORCHELASTIC_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONPATH")
 for _name in [name for name in os.environ if name.startswith(FOREIGN)]:  # what the user has set for other runs

@@ -233,20 +233,22 @@ def test_slurm_trains_one_run_on_two_processes(two_processes: dict[str, object],
 
 @pytest.mark.slow
 def test_restarted_processes_resume(tmp_path: Path) -> None:
-    args = [*QUICK, "hydra.run.dir=outputs/run"]
-    with started(tmp_path, *args, "trainer.max_epochs=3000") as process:
+    args = [*QUICK, "hydra.run.dir=outputs/run", "trainer.max_epochs=3000"]
+    with started(tmp_path, *args, SLURM_JOB_ID="7") as process:
         while not (tmp_path / "outputs" / "run" / "checkpoints" / "last.ckpt").exists():
             time.sleep(0.1)
         process.kill()
-    stopped = vggexp("train", *args, "trainer.max_epochs=3000", cwd=tmp_path)
-    assert "holds a run already" in stopped.stderr
-    with started(tmp_path, *args, "trainer.max_epochs=3000", TORCHELASTIC_RESTART_COUNT="1") as process:
+    for other in ({}, {"SLURM_JOB_ID": "8"}):
+        assert "holds a run already" in vggexp("train", *args, cwd=tmp_path, **other).stderr
+    differs = vggexp("train", *args, "seed=1", cwd=tmp_path, SLURM_JOB_ID="7")
+    assert "seed=1: the run has 0" in differs.stderr
+    with started(tmp_path, *args, SLURM_JOB_ID="7") as process:
         while "segments" not in manifest.load(tmp_path / "outputs" / "run", ""):
             assert process.poll() is None, process.errors
             time.sleep(0.1)
 
 
-def test_processes_without_a_common_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_a_common_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     compose.run_name.cache_clear()
     assert "--rdzv-id=NAME" in refusal(compose.run_name)

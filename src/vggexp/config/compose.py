@@ -41,19 +41,26 @@ MOST_JOBS = 20_000  # combinations of a sweep
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
+def launched() -> str | None:
+    """What the processes have in common that torchrun or SLURM starts as one run, and starts again after a fault."""
+    if started := os.environ.get("TORCHELASTIC_RUN_ID"):
+        return f"torchrun_{started}"
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"slurm_{job}" if job else None
+
+
 @functools.cache
 def run_name() -> str:
     """A name for this process's run or sweep that no other process has, in the order of time.
 
     Processes that torchrun or SLURM start together share theirs.
     """
-    if started := os.environ.get("TORCHELASTIC_RUN_ID"):
-        if started == "none":
-            remedy = "add --standalone, on several machines --rdzv-id=NAME, or set hydra.run.dir=outputs/NAME"
-            raise UserError(f"torchrun: its processes need a common folder; {remedy}")
-        return f"torchrun_{started}"
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
-        return f"slurm_{os.environ['SLURM_JOB_ID']}"
+    if os.environ.get("TORCHELASTIC_RUN_ID") == "none":
+        remedy = "add --standalone, on several machines --rdzv-id=NAME, or set hydra.run.dir=outputs/NAME"
+        raise UserError(f"torchrun: its processes need a common folder; {remedy}")
+    several = int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+    if (started := launched()) and (several or "TORCHELASTIC_RUN_ID" in os.environ):
+        return started
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
 
 

@@ -29,11 +29,12 @@ class EarlyStopping(Section):
 
 
 class Trainer(Section):
-    """Arguments of Lightning's Trainer under Lightning's names; only `compile` and `early_stopping` are ours."""
+    """Arguments of Lightning's Trainer under Lightning's names; `compile`, `early_stopping` and `timeout` are ours."""
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)]
     num_nodes: int = Field(ge=1)
+    timeout: Positive = 60
     strategy: Literal["auto", "ddp"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     max_epochs: int = Field(ge=0)

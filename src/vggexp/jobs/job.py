@@ -30,7 +30,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 def start(session: Session) -> int:
     """Trains the one config of a command line into a new folder; returns the exit code.
 
-    Where torchrun or SLURM has started the same processes before, the run in the folder is resumed.
+    Where torchrun or SLURM has started the same run before, by its name for it, the run in the folder is resumed.
     """
     job = session.job()
     folder = Path(job.raw.hydra.run.dir)
@@ -38,9 +38,11 @@ def start(session: Session) -> int:
         files.check_folder(folder, f"hydra.run.dir={folder}")
     if (folder / layout.SWEEP).exists():
         raise UserError(f"hydra.run.dir={folder}: holds a sweep; name another folder")
-    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    if any(map(int, restarts)) and (folder / layout.RESULT).exists():
-        return continue_run(job.cfg, folder, manifest.load(folder, f"hydra.run.dir={folder}"))
+    if not is_worker() and compose.launched() and (folder / layout.RESULT).exists():
+        past = manifest.load(folder, f"hydra.run.dir={folder}")
+        if past.get("launched") == compose.launched():
+            resume.check_same(job.cfg.values(), past["config"])
+            return continue_run(job.cfg, folder, past)
     content = manifest.collect(job.cfg, job.raw.hydra.runtime.choices.get("experiment"))
     if not is_worker():
         manifest.claim(folder, content, "hydra.run.dir")
@@ -150,11 +152,15 @@ def train(
                 content |= run(cfg, folder, resume=again, signals=signals, callbacks=callbacks, begun=begun)
             except Interrupted as stop:
                 interrupted(stop.signum)
-                if is_worker():
-                    return 0  # else Lightning would kill the first process before it has recorded its end
+                if is_worker():  # Lightning would kill the first process before it has recorded its end
+                    return stop.exit_code if "TORCHELASTIC_RUN_ID" in os.environ else 0
                 given = {"data.cache_dir": cfg.data.cache_dir, "logger.uri": cfg.logger.uri}  # see `resume.config`
                 words = [terminal.quoted(messages.argument(key, value)) for key, value in given.items() if value]
                 again_with = " ".join(["vggexp train", terminal.argument(folder, "resume"), *words])
+                if "TORCHELASTIC_RUN_ID" in os.environ:
+                    from vggexp.training.peers import command
+
+                    again_with = command() or f"the torchrun command, with {again_with}"
                 terminal.say(f"vggexp: stopped by {stop}; to continue: {again_with}", stderr=True)
                 raise
             except Pruned as stop:
@@ -169,7 +175,8 @@ def train(
                 text = str(mistake or "; then ".join(map(described, reversed(errors))))
                 ends("failed", text)
                 if mistake is not None:
-                    return mistake.exit_code if is_worker() else terminal.fail(mistake)
+                    first = not int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+                    return terminal.fail(mistake) if first else mistake.exit_code  # one process of each host says it
                 traceback.print_exc()
                 return 1
             content["status"] = "completed"

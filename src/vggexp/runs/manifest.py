@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
+from vggexp.config import compose
 from vggexp.config.schema import REMARKS, Config
 from vggexp.errors import UserError
 from vggexp.runs import code, layout
@@ -39,6 +40,7 @@ def collect(cfg: Config, experiment: str | None = None) -> dict[str, Any]:
         "tags": cfg.tags,
         "note": cfg.note,
         "experiment": experiment,
+        "launched": compose.launched(),
         "begins": {"time": now(), "epoch": 0, "batch": 0},
         "code": {package.name: package.summary() for package in code.current(cfg.allowed_packages)},
         "versions": versions(),

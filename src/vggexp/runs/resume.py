@@ -15,7 +15,7 @@ EXTENDABLE = "trainer.max_epochs"  # the only key that may change, and only to a
 
 FREE = (
     *("data.root", "data.cache_dir", "data.num_workers", "checkpoint.every_n_seconds"),
-    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler"),
+    *("trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.profiler", "trainer.timeout"),
 )
 """The keys that change no number: of data, the sha256 is checked, and their order does not depend on who loads them."""
 

@@ -179,14 +179,11 @@ class Classifier(L.LightningModule):
                 scheduler.pop(key, None)  # a longer run has more of OneCycleLR's
 
     def on_train_start(self) -> None:
-        """Restores the sums of the epoch that is resumed, for as many processes as it had."""
+        """Restores the sums of the epoch that is resumed, which may have had more or fewer processes."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         for name, states in self._sums.items():
-            if (before := len(states["count"])) != world:
-                counts = f"the run had {before} processes, now there are {world}"
-                raise UserError(f"trainer.devices: {counts}; resume it with as many")
             score = self._scores_of("train")[name]
-            score.update(*(states[key][rank].to(self.device) for key in ("total", "count")))
+            score.update(*(states[key][rank::world].sum(0).to(self.device) for key in ("total", "count")))
 
 
 def _frozen(net: nn.Module, name: str) -> list[nn.Module]:

@@ -39,6 +39,7 @@ from vggexp.training.callbacks.limits import FiniteLoss, MaxSteps, Start
 from vggexp.training.callbacks.saver import Saver
 from vggexp.training.callbacks.throughput import Throughput
 from vggexp.training.classifier import Classifier
+from vggexp.training.peers import Peers
 from vggexp.training.trainer import compile_in_place, make_trainer
 
 Begun = Callable[[int, int], None]  # takes an epoch, counted from 0, and how many of its batches are done
@@ -63,6 +64,7 @@ class Prepared(NamedTuple):
     saver: Saver
     logger: Logger | None
     checkpoint: Path | None  # what the run resumes from
+    peers: Peers | None = None
 
 
 def run(
@@ -91,10 +93,16 @@ def run(
     others = multiprocessing.active_children()
     signals = signals or Signals()
     prepared: Prepared | None = None
+    peers: Peers | None = None
     try:
-        prepared = prepare(cfg, folder, resume, signals, callbacks, begun)
+        peers = Peers.of(cfg)
+        prepared = prepare(cfg, folder, resume, signals, callbacks, begun, peers)
         return _train(prepared, cfg)
     except Exception as error:
+        if peers and isinstance(error, RuntimeError) and (lost := peers.missed()):
+            again = peers.command or f"the same command, with {terminal.argument(folder, 'resume')}"
+            where = "if nothing starts it again, on every host"
+            raise UserError(f"trainer.strategy=ddp: {lost}; to continue, {where}: {again}", 1) from error
         signals.check()  # if one has cut something short, the error only follows from that
         if prepared is None:
             raise
@@ -106,6 +114,8 @@ def run(
             raise UserError(f"resume={prepared.checkpoint}: {text}; train again in a new folder") from error
         raise
     finally:
+        if peers is not None:
+            peers.end()
         if prepared is not None:
             loggers.close(prepared.logger)
         kill_children(others)  # of a run that is stopped, the processes that load batches
@@ -138,7 +148,13 @@ def _lost(trainer: L.Trainer) -> str | None:
 
 
 def prepare(
-    cfg: Config, folder: Path, resume: bool, signals: Signals, callbacks: Sequence[L.Callback], begun: Begun
+    cfg: Config,
+    folder: Path,
+    resume: bool,
+    signals: Signals,
+    callbacks: Sequence[L.Callback],
+    begun: Begun,
+    peers: Peers | None = None,
 ) -> Prepared:
     """Builds data, network, callbacks and trainer, in this order, because the seed is drawn from in between."""
     start = time.perf_counter()
@@ -154,6 +170,9 @@ def prepare(
     module = Classifier(cfg, about, data.dimensions, counts)
     paths = [layout.checkpoint(folder, name) for name in (layout.LAST, layout.PREVIOUS)]
     checkpoint = io.newest(paths, folder) if resume else None
+    if peers is not None:  # the first process keeps the folder, perhaps on a disk of its own
+        peers.meet()
+        checkpoint = peers.share(checkpoint or paths[0], checkpoint is not None)
     first_step, before, position = _resumed(checkpoint, cfg, data)
     exact = precision.resolved(cfg, before)
     if exact is not cfg:
@@ -177,7 +196,7 @@ def prepare(
     trainer = make_trainer(exact, folder, own, [*filter(None, [logger]), CSVLogger(folder, first_step)])
     _check_sizes(cfg, data, trainer.strategy.root_device)
     compile_in_place(module.net, exact, trainer.strategy.root_device)
-    return Prepared(data, module, trainer, throughput, saver, logger, checkpoint)
+    return Prepared(data, module, trainer, throughput, saver, logger, checkpoint, peers)
 
 
 def _train(run: Prepared, cfg: Config) -> dict[str, Any]:
@@ -186,7 +205,10 @@ def _train(run: Prepared, cfg: Config) -> dict[str, Any]:
     trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
     run.saver.signals.check()
     if run.data.validates != "test" or not history.epochs:
-        trainer.test(run.module, run.data, ckpt_path=run.saver.best_path, weights_only=True, verbose=False)
+        best = run.saver.best_path
+        if run.peers is not None and best is not None:
+            run.peers.share(best, True)
+        trainer.test(run.module, run.data, ckpt_path=best, weights_only=True, verbose=False)
     tested = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     scores, device = history.results() | tested, trainer.strategy.root_device
     result = {

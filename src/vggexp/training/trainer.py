@@ -11,7 +11,10 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch.plugins.environments import (  # type: ignore[attr-defined]
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from vggexp.checkpoints.io import CheckpointFiles
 from vggexp.config.schema import Config
@@ -29,13 +32,18 @@ def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers
     if cfg.trainer.sync_batchnorm and cfg.trainer.strategy == "ddp" and on_cpu:
         raise UserError("trainer.sync_batchnorm=true: needs GPUs; leave it out")
     _quiet()
-    options = cfg.trainer.model_dump(exclude={"compile", "early_stopping", "enable_progress_bar", "max_steps"})
+    own = {"compile", "early_stopping", "enable_progress_bar", "max_steps", "timeout"}
+    options = cfg.trainer.model_dump(exclude=own)
     if options["profiler"] == "pytorch":
         options["profiler"] = None  # Lightning's would watch each layer, and so slow a CPU's way to run them
         callbacks = [*callbacks, Profile(folder / layout.PROFILE)]
     if options["strategy"] == "ddp":
         # else the first step's sums would be taken in another order, and a resumed run would round differently
         options["strategy"] = "ddp_find_unused_parameters_true"
+        if TorchElasticEnvironment.detect():  # as many as there are now, which may be fewer than at the start
+            options["num_nodes"] = int(os.environ["GROUP_WORLD_SIZE"])
+            if not isinstance(options["devices"], list):
+                options["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
     options["benchmark"] = options["benchmark"] and not options["deterministic"]
     if not (cfg.data.val_size or cfg.data.test_each_epoch):
         options["limit_val_batches"] = 0  # there is nothing to validate with

@@ -1,0 +1,234 @@
+"""A run on two hosts survives the death of a process, of a host and of the network between them."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import compare
+import pytest
+from trials import ARGS, Tally
+
+from conftest import vggexp
+from hosts import Host
+from vggexp.runs import layout, manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.linux]
+
+RUN = Path("outputs", "torchrun_run")
+LONG = 20  # epochs, so that there is time for a fault
+TIMEOUT = 40  # seconds, for a machine that is busy with other tests, too
+START = (*ARGS, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.max_epochs={LONG}", f"trainer.timeout={TIMEOUT}")
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else torchrun tells a host that returns no address
+AGENT = "torch.distributed.run"
+Hosts = Callable[..., list[Host]]
+Agent = subprocess.Popen[bytes]
+
+
+def torchrun(host: Host, *more: str, nodes: str = "2", conf: str = "", **env: str) -> Agent:
+    options = [f"--nnodes={nodes}", "--nproc-per-node=1", "--max-restarts=1", f"--local-addr={host.address}"]
+    options += [
+        "--rdzv-backend=c10d",
+        "--rdzv-id=run",
+        "--rdzv-endpoint=a:29400",
+        *[f"--rdzv-conf={conf}"] * bool(conf),
+    ]
+    return host.start(sys.executable, "-m", AGENT, *options, "-m", "vggexp.train", *START, *more, **env)
+
+
+def worker(host: Host) -> int:
+    (pid,) = set(host.pids("vggexp.train")) - set(host.pids(AGENT))
+    return pid
+
+
+def ended(host: Host) -> bool:
+    return not host.pids("vggexp.train")
+
+
+def more_epochs(host: Host, than: int) -> bool:
+    return host.log.count("\nepoch ") > than
+
+
+def completed(folder: Path) -> bool:
+    return bool(manifest.load(folder, "")["status"] == "completed")
+
+
+def until(done: Callable[[], Any], hosts: list[Host], seconds: float = 500) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "\n".join(host.log for host in hosts)
+        time.sleep(0.05)
+
+
+def finished(agents: list[Agent], hosts: list[Host]) -> None:
+    until(lambda: all(agent.poll() is not None for agent in agents), hosts)
+    assert [agent.returncode for agent in agents] == [0] * len(agents), "\n".join(host.log for host in hosts)
+
+
+def begin(hosts: list[Host], folder: Path, draw: random.Random, *args: str, **options: str) -> list[Agent]:
+    """Starts the run, and waits until it trains and has saved at least once."""
+    agents = [torchrun(host, *args, **options) for host in hosts]
+    until(layout.checkpoint(folder, layout.LAST).exists, hosts)
+    time.sleep(draw.uniform(0, 1))
+    return agents
+
+
+def again(hosts: list[Host]) -> None:
+    """What a user does where nothing starts the run again: the same command, on every host."""
+    for host in hosts:
+        host.signal()
+    finished([torchrun(host, **OWN_STORE) for host in hosts], hosts)
+
+
+def lost(host: Host, other: Host, seconds: float = TIMEOUT + 20) -> None:
+    """Waits for the one line in which a process says that another host is lost, and by which command to go on."""
+    until(lambda: "vggexp: trainer" in host.log, [host, other], seconds)
+    (line,) = [line for line in host.log.splitlines() if line.startswith("vggexp: trainer")]
+    assert f"lost the process on host {other.name};" in line
+    assert "torchrun --nnodes=2" in line
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, _folders: None) -> dict[str, Any]:
+    """The outcome of the same run on two processes of one host."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    done = vggexp("train", *START, "trainer.devices=2", f"hydra.run.dir={RUN}", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return compare.outcome(cwd / RUN)
+
+
+def same(folder: Path, expected: dict[str, Any], segments: int = 1) -> None:
+    found = compare.differences(expected, compare.outcome(folder))
+    assert not found, found[:5]
+    assert len(manifest.load(folder, "").get("segments", [])) == segments
+
+
+def test_a_dead_worker_costs_one_restart(
+    tally: Callable[[str], Tally],
+    hosts: Hosts,
+    tmp_path: Path,
+    undisturbed: dict[str, Any],
+    count: Callable[[int, int], int],
+) -> None:
+    """In every other trial the survivor is stopped before, which makes sure that the hosts return one by one.
+
+    In every third, each host has a disk of its own, and the second one receives the checkpoint from the first.
+    """
+    deaths, draw = tally("hosts: worker killed"), random.Random(1)
+    for number in range(count(20, 1)):
+        with deaths.trial(f"worker {number}"):
+            own = number % 3 == 0
+            disk = tmp_path / str(number)
+            disk.mkdir()
+            (tmp_path / f"{number}-hosts").mkdir()
+            pair = hosts(folder=tmp_path / f"{number}-hosts" if own else disk, disks=disk if own else None)
+            folder = (tmp_path / f"{number}-hosts" / "a" if own else disk) / RUN
+            agents = begin(pair, folder, draw, **(OWN_STORE if number % 4 > 1 else {}))
+            killed, survivor = (worker(pair[(number + n + 1) % 2]) for n in range(2))
+            if number % 2 == 0:
+                os.kill(survivor, signal.SIGSTOP)
+            os.kill(killed, signal.SIGKILL)
+            finished(agents, pair)
+            same(folder, undisturbed)
+            assert ("received from host a, which keeps the run's folder" in pair[1].log) == own
+            assert f"epoch {LONG}/{LONG}" in pair[0].log
+    deaths.check()
+
+
+KINDS = ("agent of b", "agent of a", "host b", "host a", "cable for good", "cable")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_outlives(
+    kind: str,
+    tally: Callable[[str], Tally],
+    hosts: Hosts,
+    tmp_path: Path,
+    undisturbed: dict[str, Any],
+    count: Callable[[int, int], int],
+    request: pytest.FixtureRequest,
+) -> None:
+    if not request.config.getoption("--full"):
+        pytest.skip("a trial of make faults")
+    trials, draw = tally(f"hosts: {kind}"), random.Random(2)
+    for number in range(count(5, 1)):
+        with trials.trial(f"{kind} {number}"):
+            disk = tmp_path / str(number)
+            disk.mkdir()
+            folder, pair = disk / RUN, hosts(folder=disk)
+            a, b = pair
+            agents = begin(pair, folder, draw, **OWN_STORE)
+            segments = 1
+            match kind:
+                case "agent of b":  # its worker goes on to the end
+                    b.signal(text=AGENT)
+                    until(partial(completed, folder), pair)
+                    a.signal()  # else torchrun would wait five minutes for the other
+                    segments = 0
+                case "agent of a":  # which holds torchrun's store: the other agent stops its worker, and all save
+                    a.signal(text=AGENT)
+                    agents[1].wait(500)
+                    until(partial(ended, a), pair)
+                    again(pair)
+                case "host b":
+                    b.signal()
+                    lost(a, b)
+                    finished([agents[0], torchrun(b, **OWN_STORE)], pair)
+                case "host a":
+                    a.signal()
+                    lost(b, a)
+                    again(pair)
+                case "cable for good":
+                    b.cut()
+                    lost(a, b)
+                    lost(b, a)
+                    b.cut(False)
+                    again(pair)
+                case "cable":  # shorter than trainer.timeout: nothing ends
+                    b.cut()
+                    time.sleep(15)
+                    b.cut(False)
+                    finished(agents, pair)
+                    segments = len(manifest.load(folder, "").get("segments", []))
+                    assert segments <= 1
+            same(folder, undisturbed, segments)
+    trials.check()
+
+
+def test_fewer_hosts_go_on_and_one_that_returns_joins(
+    tally: Callable[[str], Tally],
+    hosts: Hosts,
+    tmp_path: Path,
+    count: Callable[[int, int], int],
+    request: pytest.FixtureRequest,
+) -> None:
+    """Without dropout, the numbers are those of two processes up to rounding."""
+    if not request.config.getoption("--full"):
+        pytest.skip("a trial of make faults")
+    args = ["model.dropout=0", "optimizer=sgd", "optimizer.lr=0.001", "scheduler=none", "trainer.max_epochs=120"]
+    done = vggexp("train", *START, *args, "trainer.devices=2", f"hydra.run.dir={RUN}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = compare.outcome(tmp_path / RUN)
+    trials, draw = tally("hosts: elastic"), random.Random(3)
+    for number in range(count(5, 1)):
+        with trials.trial(f"elastic {number}"):
+            disk = tmp_path / str(number)
+            disk.mkdir()
+            folder, (a, b) = disk / RUN, hosts(folder=disk)
+            agents = begin([a, b], folder, draw, *args, nodes="1:2", **OWN_STORE)
+            b.signal()
+            lines = a.log.count("\nepoch ")
+            until(partial(more_epochs, a, lines + 2), [a, b])
+            finished([agents[0], torchrun(b, *args, nodes="1:2", **OWN_STORE)], [a, b])
+            found = compare.outcome(folder)
+            assert found["result.json"]["steps"] == expected["result.json"]["steps"]
+            for key in ("train/loss", "val/loss"):
+                losses = [[float(row[key]) for row in r["metrics.csv"] if key in row] for r in (found, expected)]
+                assert losses[0] == pytest.approx(losses[1], rel=1e-2, abs=1e-4)
+    trials.check()
