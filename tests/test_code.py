@@ -224,9 +224,10 @@ def test_a_sweep_notices_other_weights_of_the_same_name(tmp_path: Path, monkeypa
         manifest.write(tmp_path / str(n), manifest.collect(cfg) | {"status": "completed"})
     with compose.session(compose.parse([])) as session:
         sweep = Grid(session)
-        sweep.check_code(tmp_path, [tmp_path / "0", tmp_path / "1"], cfg)
+        found = [runs.read(tmp_path / name) for name in "01"]
+        assert sweep.check_code(tmp_path, found, cfg) == found
         start.write_bytes(b"two")
-        text = refusal(lambda: sweep.check_code(tmp_path, [tmp_path / "0", tmp_path / "1"], cfg))
+        text = refusal(lambda: sweep.check_code(tmp_path, found, cfg))
     assert f"2 were done by other code ({start} changed)" in text
 
 

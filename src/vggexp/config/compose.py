@@ -147,39 +147,23 @@ class Session:
 
     def grid(self) -> list[Job]:
         """Every combination of the values that the command line names, each checked."""
-        typed = self._choices(self.overrides)
-        chosen = any(len(texts) > 1 and self.loader.get_group_options(key) for key, texts in typed.items())
+        from vggexp.config.alike import choices, composer
+
+        typed, job = choices(self.overrides), composer(self)
+        chosen = [n for n, key in enumerate(typed) if len(typed[key]) > 1 and self.loader.get_group_options(key)]
+        configs: dict[tuple[str, ...], DictConfig] = {}  # by what is chosen of groups
         jobs: list[Job] = []
         if (count := math.prod(map(len, typed.values()))) > MOST_JOBS:
             raise UserError(f"--multirun: {count:,} combinations are more than {MOST_JOBS:,}; name fewer values")
         for combination in itertools.product(*typed.values()):
-            raw = self._compose(list(combination)) if chosen else self.raw  # each experiment brings its own parameters
+            group = tuple(combination[n] for n in chosen)
+            if group not in configs:
+                configs[group] = self._compose(list(combination)) if chosen else self.raw
+            raw = configs[group]  # each experiment brings its own parameters
             params = [f"{key}={value}" for key, value in (raw.hydra.sweeper.params or {}).items()]
-            own = {key: texts for key, texts in self._choices(self.parse(params)).items() if key not in typed}
-            jobs += [self.job([*more, *combination]) for more in itertools.product(*own.values())]
+            own = {key: texts for key, texts in choices(self.parse(params)).items() if key not in typed}
+            jobs += [job([*more, *combination]) for more in itertools.product(*own.values())]
         return jobs
-
-    @staticmethod
-    def _choices(overrides: list[Override]) -> dict[str, list[str]]:
-        """The arguments among which each key has a choice."""
-        choices: dict[str, list[str]] = {}
-        for override in overrides:
-            if not override.is_sweep_override():
-                values = [override.get_value_element_as_str()]
-            elif override.is_discrete_sweep():
-                try:
-                    values = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
-                except ValueError as error:
-                    raise UserError(f"{text_of(override)}: {error}") from error
-                if not values:
-                    raise UserError(f"{text_of(override)}: has no values; name at least one")
-                if len(values) > MOST_JOBS:
-                    raise UserError(f"{text_of(override)}: has more than {MOST_JOBS:,} values; name fewer")
-            else:
-                raise UserError(f"{text_of(override)}: has no end of values; name some, or let {SEARCH} choose")
-            key = override.get_key_element()
-            choices[key] = [f"{key}={value}" for value in values]
-        return choices
 
     def parse(self, overrides: list[str]) -> list[Override]:
         """Arguments in Hydra's parsed form."""
@@ -242,6 +226,11 @@ def configs(*arguments: str) -> list[Config]:
 
 def check(raw: DictConfig) -> Config:
     """The typed form of a composed config."""
+    return validate(plain_values(raw), Config)
+
+
+def plain_values(raw: DictConfig) -> Any:
+    """The plain values of a composed config, without Hydra's part."""
     if others := [key for key in raw if not isinstance(key, str)]:
         raise UserError(f"{others[0]!r}: is no key, for it is not a text; put it in quotes, or leave it out")
     job = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "search")])
@@ -250,7 +239,7 @@ def check(raw: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from None
     texts = flatten(OmegaConf.to_container(job))  # type: ignore[arg-type]
-    return validate(_decoded(values, {key for key in texts if str(texts[key]).startswith("${oc.env:")}), Config)
+    return _decoded(values, {key for key in texts if str(texts[key]).startswith("${oc.env:")})
 
 
 def _decoded(values: Any, keys: set[str]) -> Any:
@@ -285,8 +274,11 @@ def values(overrides: list[str]) -> dict[str, Any]:
     return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
 
+_parser = functools.lru_cache(maxsize=1)(OverridesParser.create)  # making one takes as long as parsing ten arguments
+
+
 def _parse_overrides(overrides: list[str], loader: ConfigLoader | None) -> list[Override]:
-    parser = OverridesParser.create(loader)
+    parser = _parser(loader)
     parsed = []
     for override in overrides:
         try:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vggexp.config.compose import Job
@@ -20,39 +20,40 @@ class Grid(Sweep):
     """Trains every config of a command line that is not done yet."""
 
     def sweep(self, arguments: list[str]) -> int:
-        jobs = list({job.cfg.hash(): job for job in self.session.grid()}.values())
-        for job in jobs:
+        jobs = {job.cfg.hash(): job for job in self.session.grid()}
+        for job in jobs.values():
             refuse_processes(job.cfg)
-        folder = self.folder(_identity(job.cfg.hash() for job in jobs))
+        folder = self.folder(_identity(jobs))
         with manifest.lock(folder, f"hydra.sweep.dir={folder}", layout.SWEEP):
             return self._train(folder, self._plan(folder, jobs, arguments))
 
-    def _plan(self, folder: Path, jobs: Sequence[Job], arguments: list[str]) -> list[Entry]:
-        """Gives each config its folder, or the one that it had before; writes `sweep.json`."""
+    def _plan(self, folder: Path, jobs: Mapping[str, Job], arguments: list[str]) -> list[Entry]:
+        """Gives each config, by its hash, a folder, or the one that it had before; writes `sweep.json`."""
         planned = read.sweep(folder)["jobs"] if read.is_sweep(folder) else []
         known = {entry["config_hash"]: entry["folder"] for entry in planned}
-        if self.again and not {job.cfg.hash() for job in jobs} <= set(known):
+        names = set(known.values())
+        if self.again and not jobs.keys() <= known.keys():
             reason = "its arguments now make other configs, because the project's have changed"
             raise UserError(f"sweep={folder}: {reason}; start a new sweep with the same command")
-        for job in jobs:
-            if job.cfg.hash() not in known:
+        for config_hash, job in jobs.items():
+            if config_hash not in known:
                 name, number = job.subdir(len(planned)), len(planned)
                 if max(map(len, map(os.fsencode, Path(name).parts)), default=0) > LONGEST_NAME:
                     raise UserError(f"hydra.sweep.subdir={name}: is too long a name for a folder; leave it out")
                 while (folder / name / layout.RESULT).exists() and job.subdir(number + 1) != name:  # of another start
                     number += 1
                     name = job.subdir(number)
-                if name in known.values():
+                if name in names:
                     raise UserError(f"hydra.sweep.subdir={name}: is the name of two jobs; leave it to be their number")
-                known[job.cfg.hash()] = name
-                planned.append({"folder": name, "config_hash": job.cfg.hash(), "overrides": job.overrides})
+                names.add(name)
+                known[config_hash] = name
+                planned.append({"folder": name, "config_hash": config_hash, "overrides": job.overrides})
         self.write(folder, arguments, planned, _identity(known))
-        return [Entry(folder / known[job.cfg.hash()], job.overrides, job.cfg) for job in jobs]
+        return [Entry(folder / known[config_hash], job.overrides, job.cfg) for config_hash, job in jobs.items()]
 
     def _train(self, folder: Path, entries: Sequence[Entry]) -> int:
-        self.check_code(folder, [entry.folder for entry in entries], entries[0].cfg)
-        runs = [(entry, read.read(entry.folder)) for entry in entries]
-        for entry, run in runs:
+        runs = self.check_code(folder, [read.read(entry.folder) for entry in entries], entries[0].cfg)
+        for entry, run in zip(entries, runs, strict=True):
             self.refuse_other(entry, run)
         todo = [entry for entry, run in runs if run.status not in ("completed", "running")]
         done = sum(run.status == "completed" for _, run in runs)
@@ -60,12 +61,12 @@ class Grid(Sweep):
         jobs = {e.folder: e._replace(label=label) for e, label in zip(entries, labels(entries), strict=True)}
         for entry in todo:
             (entry.folder / layout.TRIAL).unlink(missing_ok=True)  # belongs to a search, and names a storage
-        with watched(jobs, folder):
+        with watched(jobs, folder, runs) as overview:
             if todo:
                 self.launch(folder, todo)
-            while any(read.read(entry.folder).status == "running" for entry in entries):
+            while any(run.status == "running" for run in overview.look()):
                 time.sleep(1)  # in another process, which an earlier start has left
-        return int(any(read.read(entry.folder).status != "completed" for entry in entries))
+        return int(any(run.status != "completed" for run in overview.seen.values()))
 
 
 def _identity(hashes: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import lightning as L
 import optuna
 
 from vggexp.errors import Pruned
+from vggexp.jobs.search import opened
 from vggexp.runs import metrics
 from vggexp.system import files
 
@@ -17,7 +18,7 @@ class Pruning(L.Callback):
     def __init__(self, trial: Path) -> None:
         content = json.loads(files.content(trial))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.load_study(study_name=content["study"], storage=content["storage"])
+        study = optuna.load_study(study_name=content["study"], storage=opened(content["storage"]))
         frozen = study.get_trials()[content["number"]]  # with what it reported before it was resumed
         # only the private id makes a trial that can report: `Study.ask` would start a new one (Optuna 4.5 to 5.0)
         self.trial, self.known = optuna.Trial(study, frozen._trial_id), frozen.intermediate_values

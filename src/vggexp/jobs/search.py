@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from vggexp.config import compose
@@ -28,6 +29,8 @@ from vggexp.system import files, terminal
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAILED = ("failed", "unreadable")
 TRIES = 3  # starts of a trial whose process is killed each time, perhaps for want of memory
+
+JOURNAL = "journal:"
 
 Space = dict[str, tuple[BaseDistribution, list[str]]]
 """What is searched, by key: a distribution and, where it is a choice, the texts of its values."""
@@ -51,9 +54,11 @@ class Search(Sweep):
         # the same for two starts that share a study
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         folder = self.folder(identity)
-        self.check_code(folder, [path.parent for path in folder.glob(f"*/{layout.RESULT}")], cfg)
+        self.check_code(folder, [read.read(path.parent) for path in folder.glob(f"*/{layout.RESULT}")], cfg)
         common = self._check_common(folder, cfg)
         self.storage = self.settings.storage or f"sqlite:///{folder.resolve() / layout.STUDY}"
+        if self.storage.startswith(JOURNAL):
+            self.storage = f"{JOURNAL}{Path(self.storage.removeprefix(JOURNAL)).resolve()}"
         study = self._study(folder.name)
         self._check_space(study)
         self.write(folder, arguments, [], identity, common=common)
@@ -75,7 +80,7 @@ class Search(Sweep):
         }
         how: Any = {"direction": "maximize", "load_if_exists": True, "pruner": pruners[settings.pruner]}
         try:
-            return optuna.create_study(study_name=settings.study or name, storage=self.storage, **how)
+            return optuna.create_study(study_name=settings.study or name, storage=opened(self.storage), **how)
         except Exception as error:
             raise UserError(f"search.storage={self.storage}: cannot be used: {described(error)}", 1) from error
 
@@ -84,7 +89,7 @@ class Search(Sweep):
         jobs: dict[Path, Entry] = {}
         failures, wanted = 0, self.settings.n_trials
         killed: Counter[int] = Counter()  # how often each trial has ended without a word
-        with watched(jobs, folder, wanted):
+        with watched(jobs, folder, total=wanted):
             while _finished(study) < wanted:
                 with contextlib.ExitStack() as locks:
                     with FileLock(folder / layout.LOCK):  # else two processes could take the last trial's place
@@ -199,6 +204,14 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[str]]:
     except ValueError as error:
         raise UserError(f"{text}: {error}") from error
     raise UserError(f"{text}: is not a choice, range or interval of values")
+
+
+def opened(storage: str) -> str | optuna.storages.BaseStorage:
+    """What Optuna takes for the name of a storage: a URL, or a journal, to which hosts append on a disk they share."""
+    if not storage.startswith(JOURNAL):
+        return storage
+    file = storage.removeprefix(JOURNAL)  # its lock is a file: a link is what a sweep's folder must not hold
+    return optuna.storages.JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
 
 
 def _finished(study: optuna.Study) -> int:

@@ -21,7 +21,7 @@ from vggexp.config.compose import Session
 from vggexp.config.schema import Config, flatten
 from vggexp.errors import UserError, described
 from vggexp.jobs import job, launcher
-from vggexp.jobs.overview import Entry, Overview
+from vggexp.jobs.overview import OVER, Entry, Overview
 from vggexp.runs import code, layout, manifest, read, resume, select, tables
 from vggexp.system import files, paths, signals, terminal
 from vggexp.system.signals import Interrupted, Signals
@@ -125,18 +125,21 @@ class Sweep(ABC):
         with files.writing(folder, f"hydra.sweep.dir={folder}"):
             files.write_text(folder / layout.SWEEP, json.dumps(content, indent=1) + "\n")
 
-    def check_code(self, folder: Path, runs: Sequence[Path], cfg: Config) -> None:
-        """Lets no runs of other code stand beside new ones in silence; `code=` says what to do with them."""
+    def check_code(self, folder: Path, runs: Sequence[read.Run], cfg: Config) -> list[read.Run]:
+        """Lets no runs of other code stand beside new ones in silence; `code=` says what to do with them.
+
+        Returns the runs as they are then.
+        """
         now = {package.name: package.summary() for package in code.current(cfg.allowed_packages)}
         others: dict[Path, list[str]] = {}
-        for run in map(read.read, runs):
+        for run in runs:
             begun = run.status in ("completed", "pruned") or layout.checkpoint(run.folder, layout.LAST).exists()
             if begun and run.status != "running":
                 files, start = code.changed(run.folder, run.result.get("code"), now), run.config.get("model.weights")
                 files += [start] if start and run.result.get("weights") != manifest.weights(start) else []
                 others |= {run.folder: files} if files else {}
         if not others:
-            return
+            return list(runs)
         files = list(dict.fromkeys(file for files in others.values() for file in files))
         names = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         text = f"{len(others)} {'was' if len(others) == 1 else 'were'} done by other code ({names} changed)"
@@ -151,6 +154,7 @@ class Sweep(ABC):
                 path.rename(aside)
             text += f" and are now in {terminal.short(folder / layout.ASIDE)}"
         terminal.say(text)
+        return [read.read(run.folder) if run.folder in others else run for run in runs]
 
     def launch(self, folder: Path, entries: Sequence[Entry]) -> None:
         """Has Hydra's launcher train, as many at once as it does; returns when all have ended."""
@@ -174,8 +178,14 @@ class Sweep(ABC):
 
 
 @contextmanager
-def watched(jobs: dict[Path, Entry], folder: Path, total: int = 0) -> Iterator[None]:
-    """Shows a sweep while it runs; a signal stops its jobs, so that they save; the table of what is done comes last."""
+def watched(
+    jobs: dict[Path, Entry], folder: Path, known: Sequence[read.Run] = (), total: int = 0
+) -> Iterator[Overview]:
+    """Shows a sweep while it runs; a signal stops its jobs, so that they save; the table of what is done comes last.
+
+    What has completed, as those that are `known` may have, is not read again.
+    """
+    overview = Overview(jobs, known, total)
     layout.tell(folder)
     (folder / layout.STOP).unlink(missing_ok=True)
     stopping: list[int] = []
@@ -184,12 +194,12 @@ def watched(jobs: dict[Path, Entry], folder: Path, total: int = 0) -> Iterator[N
         if not stopping:
             stopping.append(signum)
             (folder / layout.STOP).touch()
-            _stop_jobs(list(jobs))
+            _stop_jobs([path for path in jobs if path not in overview.seen or overview.seen[path].status not in OVER])
 
     try:
-        with ExitStack() as last, Overview(jobs, total), Signals(stop):
-            last.callback(tables.show_sweep, folder)
-            yield
+        with ExitStack() as last, overview, Signals(stop):
+            last.callback(tables.show_sweep, folder, overview.seen)
+            yield overview
     except Interrupted as stopped:
         again = f"the same command, or vggexp train {terminal.argument(folder, 'sweep')}"
         terminal.say(f"vggexp: stopped by {stopped}; to continue: {again}", stderr=True)
@@ -201,6 +211,7 @@ def _stop_jobs(folders: Sequence[Path]) -> None:
     end = time.monotonic() + PATIENCE
     asked: set[int] = set()
     while running := [run for folder in folders if (run := read.read(folder)).status == "running"]:
+        folders = [run.folder for run in running]
         here = [run for run in running if run.result.get("host") == socket.gethostname()]
         for pid in {run.result["pid"] for run in here} - asked - {os.getpid()}:
             asked.add(pid)

@@ -16,7 +16,7 @@ from vggexp.system import files
 from vggexp.system.text import is_number
 
 MOST = 6  # varied keys in a row of a table
-LARGEST_METRICS, LARGEST_SWEEP = 2**27, 2**24  # bytes
+LARGEST_METRICS, LARGEST_SWEEP = 2**27, 2**26  # bytes
 LARGEST_ROWS = 10**6
 LARGEST_EPOCHS = 10**5
 LARGEST = 10**18  # of a number that a run may have come to
@@ -76,8 +76,12 @@ def read(folder: Path, *, closed: bool = False) -> Run:
     return Run(folder, status, reason, result, flatten(result["config"]))
 
 
-def find(places: Sequence[Path]) -> list[Run]:
-    """The runs in folders, each that of a run, of a sweep, or of anything above them; by number, else by name."""
+def find(places: Sequence[Path], known: Mapping[Path, Run] | None = None) -> list[Run]:
+    """The runs in folders, each that of a run, of a sweep, or of anything above them; by number, else by name.
+
+    Those that are `known` to have completed are not read again.
+    """
+    done = {folder: run for folder, run in (known or {}).items() if run.status == "completed"}
     found: dict[Path, Run] = {}
     for place in places:
         if not place.is_dir():
@@ -88,7 +92,7 @@ def find(places: Sequence[Path]) -> list[Run]:
         if not folders:
             raise UserError(f"{place}: holds no run; name the folder of a run or of a sweep, or last")
         for folder in sorted(folders, key=_order):
-            found.setdefault(folder.resolve(), read(folder, closed=True))
+            found.setdefault(folder.resolve(), done.get(folder) or read(folder, closed=True))
     return list(found.values())
 
 

@@ -62,10 +62,10 @@ def _look(logger: Mapping[str, Any], folder: Path) -> str:
     return ", or ".join([*shown, f"vggexp report {place}"])
 
 
-def show_sweep(folder: Path) -> None:
+def show_sweep(folder: Path, known: Mapping[Path, read.Run]) -> None:
     """Prints the closing table of a sweep: what varied and the results, the best first, failures last."""
     try:
-        found = [run for run in read.find([folder]) if run.status != "waiting"]
+        found = [run for run in read.find([folder], known) if run.status != "waiting"]
     except UserError:
         found = []  # nothing has begun; whatever the reason is, it is about to be said
     if not found:
