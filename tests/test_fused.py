@@ -24,7 +24,7 @@ SIZES = [65, 32, 34, 80]
 
 @pytest.fixture
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "PIECE_BYTES", 60_000)
+    monkeypatch.setattr(fused.Block, "options", fused.Options(piece_bytes=60_000))
 
 
 def plain(net: nn.Module) -> nn.Module:

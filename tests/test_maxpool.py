@@ -87,7 +87,7 @@ def test_without_a_compiler_torch_gives_the_same() -> None:
 def test_a_network_computes_the_same_with_and_without_the_kernel(
     dtype: torch.dtype, batch_norm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "PIECE_BYTES", 60_000)
+    monkeypatch.setattr(fused.Block, "options", fused.Options(piece_bytes=60_000))
     torch.manual_seed(0)
     net = VGG("vgg11", ratio=8, image_size=36, batch_norm=batch_norm, init="kaiming", dropout=0)
     net, images = net.to(memory_format=torch.channels_last), torch.rand(11, 1, 36, 36)

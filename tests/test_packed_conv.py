@@ -1,12 +1,11 @@
-"""Packed convolutions give the usual output and gradients, and are used only where they are faster with AMX."""
+"""Packed convolutions give the usual output and gradients, and are used only where that was chosen."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vggexp.models import VGG
-from vggexp.models.cpu import packed_conv
-from vggexp.system import hardware
+from vggexp.models.cpu import fused, packed_conv
 
 
 def conv(**options: int) -> nn.Conv2d:
@@ -17,12 +16,6 @@ def conv(**options: int) -> nn.Conv2d:
 def maps(number: int, size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     torch.manual_seed(1)
     return torch.randn(number, 5, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-
-
-@pytest.fixture(params=[True, False], ids=["AMX", "no AMX"])
-def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(hardware, "cpu_has", {"amx_tile": request.param}.__getitem__)
-    return bool(request.param)
 
 
 @pytest.mark.parametrize("learns", [True, False], ids=["inner", "first"])
@@ -44,29 +37,36 @@ def test_output_and_gradients_match_the_plain_convolution(size: int, bias: bool,
     ("number", "size", "count"),
     [(256, 3, 8), (256, 7, 4), (96, 6, 4), (10, 3, 2), (7, 3, 1), (256, 8, 1), (256, 1, 16), (1, 3, 1)],
 )
-def test_how_many_images_are_packed(number: int, size: int, count: int, amx: bool) -> None:
-    assert packed_conv.images_per_row(maps(number, size), conv()) == (count if amx else 1)
+def test_how_many_images_are_packed(number: int, size: int, count: int) -> None:
+    assert packed_conv.images_per_row(maps(number, size), conv()) == count
 
 
-@pytest.mark.usefixtures("amx")
 @pytest.mark.parametrize(
     ("layer", "images"),
     [
         (conv(kernel_size=1, padding=0), maps(8, 3)),
         (conv(stride=2), maps(8, 3)),
         (conv(dilation=2, padding=2), maps(8, 3)),
-        (conv(), maps(8, 3, torch.float32)),
     ],
-    ids=["1×1", "stride", "dilation", "fp32"],
+    ids=["1×1", "stride", "dilation"],
 )
 def test_other_convolutions_are_not_packed(layer: nn.Conv2d, images: Tensor) -> None:
     assert packed_conv.images_per_row(images, layer) == 1
 
 
+def test_images_that_autocast_would_convert_are_not_packed() -> None:
+    images = maps(8, 3, torch.float32)
+    assert packed_conv.images_per_row(images, conv()) == 8
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed_conv.images_per_row(images, conv()) == 1
+
+
+@pytest.mark.parametrize("chosen", [True, False])
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_a_network_learns_the_same_with_packed_convolutions(
-    batch_norm: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+    batch_norm: bool, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fused.Block, "options", fused.Options(side_by_side=chosen))
     torch.manual_seed(0)
     net = VGG(blocks=[[1, 16], [2, 16]], hidden=0, image_size=14, batch_norm=batch_norm, init="kaiming")
     net, images, used = net.to(memory_format=torch.channels_last), torch.rand(8, 1, 14, 14), []
@@ -79,7 +79,7 @@ def test_a_network_learns_the_same_with_packed_convolutions(
         return list(torch.autograd.grad(logits.float().square().sum(), list(net.parameters())))
 
     ours = gradients()
-    assert used == ([4, 4] if amx else [])
+    assert used == ([4, 4] if chosen else [])
     monkeypatch.setattr(packed_conv, "images_per_row", lambda *_: 1)
     assert all(a.dtype == b.dtype for a, b in zip(ours, gradients(), strict=True))
     for a, b in zip(ours, gradients(), strict=True):

@@ -20,7 +20,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_vgg11_has_the_chapters_shapes(tmp_path: Path) -> None:
-    done = vggexp("summary", "data.batch_size=8", cwd=tmp_path)
+    done = vggexp("summary", "data.batch_size=8", "trainer.precision=32-true", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     layers = rows(tmp_path / "outputs" / "summary" / "vgg11-ratio-1-224px.csv")
     shapes = {row["layer"]: row["output shape"] for row in layers}

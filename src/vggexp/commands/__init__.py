@@ -1,6 +1,6 @@
 """What can I run? `vggexp NAME ARGS`, or `python -m vggexp NAME ARGS`; each command parses, calls and prints.
 
-- `train`, `runs`, `report`, `tensorboard`, `summary`, `evaluate`, `predict`, `export`, `data`: the commands
+- `train`, `runs`, `report`, `tensorboard`, `summary`, `tune`, `evaluate`, `predict`, `export`, `data`: the commands
 - `options`: what they share: KEY=VALUE arguments
 """
 
@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "compare runs: tables, a page for the browser, figures",
     "tensorboard": "open TensorBoard, with runs named by what sets them apart",
     "summary": "show what networks cost: shapes, parameters, multiply-accumulates, memory, time",
+    "tune": "show what is fastest on this machine, or measure it again",
     "evaluate": "score a finished network on the test set, with tables and pictures",
     "predict": "classify pictures",
     "export": "write a finished network as ONNX, torch.export or safetensors",

@@ -9,5 +9,5 @@ Only `instantiate` imports torch, so that a mistake is reported before it is loa
 - `messages`: what is wrong with a config, in one line
 - `policy`: what a config may not do, though Hydra would let it
 - `instantiate`: from `_target_` to an object
-- `precision`: what `trainer.precision=auto` means here
+- `choices`: what is fastest here, and so what `trainer.precision=auto` means
 """

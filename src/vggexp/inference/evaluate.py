@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torchmetrics.functional import classification
 
-from vggexp.config import precision
+from vggexp.config import choices
 from vggexp.config.instantiate import datamodule
 from vggexp.errors import UserError
 from vggexp.inference.load import Network
@@ -72,7 +72,7 @@ def _test(network: Network, data: Any, folder: Path) -> tuple[Tensor, Tensor, di
 
     single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     cfg = network.cfg.model_copy(update={"trainer": network.cfg.trainer.model_copy(update=single)})
-    trainer = make_trainer(precision.resolved(cfg), folder, [LambdaCallback(on_test_batch_end=keep)], [])
+    trainer = make_trainer(choices.with_precision(cfg), folder, [LambdaCallback(on_test_batch_end=keep)], [])
     trainer.test(network.classifier, data, verbose=False)
     scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
     logits, labels = map(torch.cat, zip(*batches, strict=True))

@@ -114,9 +114,11 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     import torch
 
     from vggexp.data.preparation import Preparation
+    from vggexp.models.cpu import tuning
     from vggexp.training.classifier import Classifier
 
     about_data = {"classes": classes, "preparation": content.get("preparation", {**BEFORE, "size": cfg.data.size})}
+    about_data["choices"] = tuning.checked(content.get("choices")) or {}
     try:
         preparation = Preparation.read(about_data["preparation"], dimensions["in_channels"])
         if preparation.size != dimensions["image_size"]:

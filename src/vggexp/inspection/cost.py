@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from vggexp.config import precision
+from vggexp.config import choices
 from vggexp.config.instantiate import construct, datamodule, network
 from vggexp.config.schema import Config
 from vggexp.inspection import dry_run
@@ -60,7 +60,8 @@ class Measured(NamedTuple):
 
 def estimate(cfg: Config) -> Cost:
     """Counts on tensors without content, so that no memory of the network's size is needed."""
-    found, cfg = layers(cfg), precision.resolved(cfg)
+    cfg = choices.with_precision(cfg)
+    found = layers(cfg)
     with dry_run.without_content():
         parts = _parts(cfg, cfg.data.batch_size)
         peak = dry_run.peak(partial(_step, *parts, cfg), *parts)
@@ -83,7 +84,7 @@ def _parts(cfg: Config, batch: int, device: str | None = None) -> tuple[nn.Modul
 
 def layers(cfg: Config) -> list[Layer]:
     """As `estimate`, without the memory, which takes a second longer."""
-    cfg = precision.resolved(cfg)
+    cfg = choices.with_precision(cfg)
     with dry_run.without_content():
         net, _, images, _ = _parts(cfg, cfg.data.batch_size)
         return _layers(net, images, cfg)
@@ -151,7 +152,7 @@ def measure(cfg: Config) -> Measured:
 
 
 def _measure(cfg: Config) -> Measured:
-    cfg = precision.resolved(cfg)
+    cfg = choices.with_precision(cfg)
     device = hardware.device(cfg.trainer.accelerator).type
 
     def prepare(batch: int) -> Callable[[], None]:

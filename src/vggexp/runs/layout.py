@@ -6,6 +6,7 @@ from pathlib import Path
 from vggexp.errors import UserError
 
 RESULT = "result.json"  # what made the run, its status and its final scores
+CHOICES = "choices.json"  # what was measured to be the fastest on the machine where the run began
 METRICS = "metrics.csv"  # every logged value
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"

@@ -44,15 +44,6 @@ def description() -> dict[str, Any]:
     return {"machine": platform.platform(), **cpu, "environment": chosen}
 
 
-def last_level_cache() -> int:
-    """Bytes of the first processor's last-level cache; 0 where the system does not say."""
-    try:
-        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-        return max(1024 * int(size.removesuffix("K")) for size in sizes)
-    except (OSError, ValueError):
-        return 0
-
-
 def available_memory() -> int:
     """Bytes that a new process could take."""
     import psutil
@@ -66,24 +57,6 @@ def device(accelerator: str = "auto") -> "torch.device":
 
     best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if accelerator == "cpu" or best is None else best
-
-
-@functools.cache
-def cpu_has(capability: str) -> bool:
-    """Whether the processor has a capability under Linux's name for it, such as `amx_tile` or `avx512_bf16`.
-
-    Only Linux says so to every version of torch; elsewhere, the answer is no.
-    """
-    return capability in processor().get("flags", "").split()
-
-
-def multiplies_bf16(device: str) -> bool:
-    """Whether the hardware multiplies bfloat16 natively."""
-    import torch
-
-    if device == "cpu":
-        return cpu_has("avx512_bf16") or cpu_has("amx_tile")
-    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @functools.cache

@@ -21,8 +21,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from vggexp.config.instantiate import construct, locate, network
 from vggexp.config.schema import Config
 from vggexp.errors import UserError
+from vggexp.models.cpu import tuning
 from vggexp.models.layers import Mirrored
 from vggexp.system.seeds import DROPOUT, seed_at
+from vggexp.training.muon import Muon
 
 
 class Classifier(L.LightningModule):
@@ -43,6 +45,7 @@ class Classifier(L.LightningModule):
         self.cfg, self.about = cfg, {"config": cfg.values(), "dimensions": dict(dimensions), **about}
         self.validates = "test" if cfg.data.test_each_epoch else "val"  # the stage that validation scores
         self.net: nn.Module = network(cfg.model.spec(), dimensions).to(memory_format=torch.channels_last)
+        tuning.apply(self.net, about.get("choices", {}))
         self._frozen = _frozen(self.net, cfg.model.freeze)
         balanced = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
         weights = torch.tensor(balanced) if balanced and cfg.step.class_weights == "balanced" else None
@@ -147,6 +150,8 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [(name, weight) for name, weight in self.net.named_parameters() if weight.requires_grad]
         optimizer = construct(Optimizer, self.cfg.optimizer.spec(), trained)
+        if isinstance(optimizer, Muon):
+            optimizer.bf16 = self.trainer.precision == "bf16-mixed"
         steps = min(self.trainer.estimated_stepping_batches, self.cfg.trainer.max_steps or math.inf)
         scheduler = construct(LRScheduler, self.cfg.scheduler.spec(), optimizer, int(steps))
         if scheduler is None:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vggexp.system.hardware import multiplies_bf16
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's, of the Newton-Schulz iteration: five steps bring all singular values to about 0.7 to 1.2."""
 
@@ -24,6 +22,8 @@ class Muon(Optimizer):
     Raises:
         ValueError: there is no layer of such a name.
     """
+
+    bf16 = False  # whether the products that make a step orthogonal are taken in bfloat16
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    _step(parameter, parameter.grad, self.state[parameter], group)
+                    _step(parameter, parameter.grad, self.state[parameter], group, self.bf16)
         return loss
 
 
-def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any], bf16: bool) -> None:
     if not group["orthogonal"] and group["weight_decay"]:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
     if "momentum_buffer" not in state:
@@ -68,17 +68,17 @@ def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: 
     momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
     update = gradient.add(momentum, alpha=group["momentum"])
     if group["orthogonal"]:
-        update = orthogonal(update.flatten(1)).view_as(update)
+        update = orthogonal(update.flatten(1), bf16).view_as(update)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
     parameter.add_(update, alpha=-group["lr"])
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(matrix: Tensor, bf16: bool = False, steps: int = 5) -> Tensor:
     """(R, C) → (R, C), the same singular vectors with singular values near √max(1, R / C)."""
     a, b, c = COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
-    if multiplies_bf16(matrix.device.type):
+    if bf16:
         x = x.bfloat16()
     for _ in range(steps):
         gram = x @ x.T

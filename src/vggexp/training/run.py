@@ -22,14 +22,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vggexp import inspection
 from vggexp.checkpoints import file, io, pretrained
-from vggexp.config import precision
 from vggexp.config.instantiate import datamodule, network
 from vggexp.config.schema import Config, flatten
 from vggexp.data import DataModule
 from vggexp.errors import UserError, described
 from vggexp.inspection import dry_run, loggers
 from vggexp.inspection.csvlog import CSVLogger
-from vggexp.runs import layout, metrics
+from vggexp.runs import choices, layout, metrics
 from vggexp.runs import resume as resuming
 from vggexp.system import hardware, memory, terminal
 from vggexp.system.signals import Signals, kill_children
@@ -165,18 +164,17 @@ def prepare(
     say = rank_zero_only(terminal.say)
 
     data = datamodule(cfg)
-    about = {"classes": list(data.classes), "preparation": data.preparation.values()}
-    counts = data.labels("train").bincount(minlength=len(data.classes)).tolist()
-    module = Classifier(cfg, about, data.dimensions, counts)
     paths = [layout.checkpoint(folder, name) for name in (layout.LAST, layout.PREVIOUS)]
     checkpoint = io.newest(paths, folder) if resume else None
     if peers is not None:  # the first process keeps the folder, perhaps on a disk of its own
         peers.meet()
         checkpoint = peers.share(checkpoint or paths[0], checkpoint is not None)
     first_step, before, position = _resumed(checkpoint, cfg, data)
-    exact = precision.resolved(cfg, before)
-    if exact is not cfg:
-        say(precision.line(exact))
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    exact, found = choices.of_run(cfg, folder, data.dimensions, before, first, resume)
+    about = {"classes": list(data.classes), "preparation": data.preparation.values(), "choices": found}
+    counts = data.labels("train").bincount(minlength=len(data.classes)).tolist()
+    module = Classifier(cfg, about, data.dimensions, counts)
     if cfg.model.weights is not None and checkpoint is None:
         say(pretrained.load(module.net, cfg.model.weights))
 
@@ -223,6 +221,7 @@ def _train(run: Prepared, cfg: Config) -> dict[str, Any]:
         "peak_memory_bytes": memory.peak(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": trainer.precision,
+        "choices": run.module.about["choices"],
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "onednn_isa": hardware.onednn_isa(),

@@ -9,7 +9,7 @@ N images, C channels, H×W pixels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,18 @@ from torch.nn import functional as F
 from vggexp.models.cpu import batchnorm, maxpool, packed_conv
 from vggexp.models.cpu.maxpool import pair
 from vggexp.models.cpu.packed_conv import gradients
-from vggexp.system import hardware
-
-PIECE_BYTES = 28_000_000 if hardware.last_level_cache() >= 2**27 else 7_000_000
-"""Size of the convolution's output for one piece of the batch: it fits into the cache and is worth a call."""
 
 MAX_PIECES = 64  # pieces of a batch, about: the calls for more of them would cost more than they save
 
 Pool = nn.MaxPool2d | None
 aten = torch.ops.aten
+
+
+class Options(NamedTuple):
+    """How blocks run; what is fastest depends on the machine, and `tuning` measures it."""
+
+    piece_bytes: int = 7_000_000  # of a convolution's output for one piece: it fits into the cache and is worth a call
+    side_by_side: bool = False  # convolutions of small maps
 
 
 class Block(nn.Sequential):
@@ -39,6 +42,7 @@ class Block(nn.Sequential):
     """
 
     fused: bool = True
+    options = Options()
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
@@ -47,7 +51,7 @@ class Block(nn.Sequential):
         fuse = self.fused and maps.device.type == "cpu" and not exported
         layers = list(self)
         while layers:
-            maps, count = (_run_fused(maps, layers) if fuse else None) or (layers[0](maps), 1)
+            maps, count = (_run_fused(maps, layers, self.options) if fuse else None) or (layers[0](maps), 1)
             del layers[:count]
         return maps
 
@@ -81,32 +85,32 @@ def _leading_layers(layers: list[nn.Module]) -> tuple[nn.Conv2d | None, nn.MaxPo
     return (conv, pool, len(layers) - len(rest) + 1) if usual else (None, None, 1)
 
 
-def _run_fused(maps: Tensor, layers: list[nn.Module]) -> tuple[Tensor, int] | None:
+def _run_fused(maps: Tensor, layers: list[nn.Module], options: Options) -> tuple[Tensor, int] | None:
     """The output of the leading layers and how many they are; None where layer by layer is fastest."""
     first, grad = layers[0], torch.is_grad_enabled()
     conv, pool, count = _leading_layers(layers)
     if count > 1:
-        if conv is not None and _images_per_piece(maps, conv) < len(maps):
+        if conv is not None and images_per_piece(maps, conv, options.piece_bytes) < len(maps):
             needs_gradient = grad and (maps.requires_grad or conv.weight.requires_grad)
-            return _InPieces.apply(maps, conv.weight, conv.bias, conv, pool, needs_gradient), count
+            return _InPieces.apply(maps, conv.weight, conv.bias, conv, pool, options, needs_gradient), count
         if conv is None and pool is not None and maxpool.has_kernel(maps, pool):
             return maxpool.PoolReLU.apply(maps, grad and maps.requires_grad), count
     if isinstance(first, nn.BatchNorm2d):
         count = 2 if len(layers) > 1 and isinstance(layers[1], nn.ReLU) else 1
         if batchnorm.has_kernel(maps, first):
             return batchnorm.batch_norm(maps, first, relu=count > 1), count
-    if isinstance(first, nn.Conv2d):
+    if isinstance(first, nn.Conv2d) and options.side_by_side:
         count = packed_conv.images_per_row(maps, first)
         return (packed_conv.convolve(maps, first, count), 1) if count > 1 else None
     return None
 
 
-def _images_per_piece(maps: Tensor, conv: nn.Conv2d) -> int:
+def images_per_piece(maps: Tensor, conv: nn.Conv2d, piece_bytes: int) -> int:
     """How many images make a piece: all of them where pieces do not help."""
     size = conv.out_channels * _dtype(maps).itemsize
     for n, padding in enumerate(pair(conv.padding)):
         size *= (maps.shape[2 + n] + 2 * padding - conv.kernel_size[n]) // conv.stride[n] + 1
-    fit = max(1, PIECE_BYTES // size, len(maps) // MAX_PIECES)
+    fit = max(1, piece_bytes // size, len(maps) // MAX_PIECES)
     return min(len(maps), 1 << (fit.bit_length() - 1))  # a power of two, which the threads share evenly
 
 
@@ -117,9 +121,21 @@ def _dtype(maps: Tensor) -> torch.dtype:
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pool: Pool, needs_gradient: bool
+        ctx: Any,
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        conv: nn.Conv2d,
+        pool: Pool,
+        options: Options,
+        needs_gradient: bool,
     ) -> Tensor:
-        ctx.conv, ctx.pool, ctx.images, ctx.one_pass = conv, pool, _images_per_piece(maps, conv), False
+        ctx.conv, ctx.pool, ctx.images, ctx.one_pass = (
+            conv,
+            pool,
+            images_per_piece(maps, conv, options.piece_bytes),
+            False,
+        )
         dtype = _dtype(maps)
         kernel, shift = weight.to(dtype), bias.to(dtype)
         output: Any = None
@@ -146,7 +162,7 @@ class _InPieces(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None, None]:
         maps, weight, output, positions = ctx.saved_tensors
         kernel = weight.to(output.dtype)
         maps_gradient = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
@@ -176,7 +192,7 @@ class _InPieces(torch.autograd.Function):
             bias_gradient += to_bias
             if maps_gradient is not None:
                 maps_gradient[piece] = to_maps
-        return maps_gradient, weight_gradient, bias_gradient, None, None, None
+        return maps_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
 def _buffers(found: Tensor, pool: Pool, images: int, needs_gradient: bool, one_pass: bool) -> tuple[Any, Any]:

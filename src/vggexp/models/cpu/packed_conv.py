@@ -1,4 +1,4 @@
-"""Convolutions of small maps in bf16, several images side by side: AMX multiplies along a row, and so fills it.
+"""Convolutions of small maps, several images side by side: a CPU multiplies along a row, and so fills it.
 
 The mathematics is the convolution's own, forward and backward: a column of zeros, its padding, separates neighbors.
 
@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vggexp.system import hardware
-
 ROW_PIXELS = 32  # pixels of a row that AMX takes at once in the gradient of the weights, which gains most
-
 MIN_IMAGES = 4  # with fewer images in a row, packing them costs more than it saves
 Pair = tuple[int, ...]  # along height and width
 
@@ -25,7 +22,7 @@ def images_per_row(maps: Tensor, conv: nn.Conv2d) -> int:
     """How many images to put side by side; 1 where that does not help or `conv` has other options than ours."""
     usual = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     usual &= (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
-    if not usual or maps.dtype != torch.bfloat16 or not hardware.cpu_has("amx_tile"):
+    if not usual or (torch.is_autocast_enabled("cpu") and maps.dtype != torch.get_autocast_dtype("cpu")):
         return 1
     fit = ROW_PIXELS // (maps.shape[3] + 1)
     return math.gcd(len(maps), 1 << (fit.bit_length() - 1)) if fit >= MIN_IMAGES else 1
