@@ -29,9 +29,9 @@ from vggexp.checkpoints import file as checkpoint
 from vggexp.config.instantiate import datamodule, network
 from vggexp.data import DataModule, FashionMNIST
 from vggexp.data.preparation import Preparation
-from vggexp.inspection import base, callbacks, figures, health, pictures, projection
+from vggexp.inspection import base, callbacks, figures, health, pictures
 from vggexp.inspection.loggers import Board
-from vggexp.inspection.predictions import Predictions
+from vggexp.inspection.predictions import Predictions, principal
 from vggexp.runs import manifest, metrics
 
 SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
@@ -269,7 +269,7 @@ def test_examples_are_always_the_same_and_cover_all_classes(trained: Run) -> Non
 def test_principal_components_keep_the_distances() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(30, 8, generator=generator) @ torch.randn(8, 200, generator=generator) + 3
-    projected = projection.principal(features)
+    projected = principal(features)
     assert projected.shape == (30, 30)
     assert torch.allclose(torch.pdist(projected), torch.pdist(features), rtol=1e-3)
 

@@ -7,17 +7,15 @@ Source: `torch.serialization` of PyTorch 2.15; `pickletools` of Python for the o
 """
 
 import io
-import math
 import os
-import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Sized
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 DTYPES = {
     **{"FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16},
@@ -30,8 +28,10 @@ MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
 PARTS = 10**6  # opcodes of a pickle; a network of a thousand layers with its optimizer takes some 10^5
 DEPTH, DIMENSIONS = 50, 16
 REPEATED = 4  # times that a file may stand for its own size: an average may share what it has not changed
-TOO_MUCH = "stands for more than its size allows; use another file"
 CHUNK = 2**20  # bytes that are read at once
+TOO_MUCH = "stands for more than its size allows; use another file"
+LARGER = "holds a tensor that is larger than its data; use an intact file"
+NOT_PLAIN = "holds more than weights and plain values; use a file of tensors alone"
 OTHER_ORDER = "was written by a machine of another byte order; save it again on one like this"
 
 
@@ -39,41 +39,16 @@ class Refused(ValueError):
     """The file is not what it should be; the message completes "FILE: "."""
 
 
-class _Storage:
-    """The numbers that a persistent id stands for."""
-
-    def __init__(self, identity: Any) -> None:
-        match identity:
-            case ("storage", torch.dtype() as dtype, str(key), str(), int(numel), *view) if view in ([], [None]):
-                self.key, self.dtype, self.numel = key, dtype, numel
-            case _:
-                raise Refused("holds tensors that are not in the form of torch.save; save them again")
-
-    def read(self, file: Any, size: int) -> torch.Tensor:
-        """Its numbers, from a file that has `size` bytes for them."""
-        if not 0 <= self.numel * self.dtype.itemsize == size:
-            raise Refused("holds a tensor that is larger or smaller than its data; use an intact file")
-        data = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(data.numpy())  # type: ignore[arg-type]
-        if sum(file.readinto(view[start : start + CHUNK]) for start in range(0, size, CHUNK)) != size:
-            raise Refused("holds a tensor that is larger than its data; use an intact file")
-        return data.view(self.dtype)
-
-
-class _Tensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """Stands for `_rebuild_tensor_v2`, which makes a tensor over a storage."""
-
-    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
-        numbers = [offset, *size, *stride]
-        fits = isinstance(storage, _Storage) and len(size) == len(stride) <= DIMENSIONS
-        if not fits or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-            raise Refused("holds a tensor that is not in the form of torch.save; save it again")
-        self.storage, self.offset, self.size, self.stride = storage, offset, tuple(size), tuple(stride)
-
-
-def _mapping(pairs: Any = ()) -> dict[Any, Any]:
-    """Stands for OrderedDict; Python 2 gave it its pairs, today they follow."""
-    return {_key(key): value for key, value in pairs}
+    fits = isinstance(storage, Tensor) and isinstance(size, tuple) and isinstance(stride, tuple)
+    numbers = [offset, *size, *stride] if fits and len(size) == len(stride) <= DIMENSIONS else [None]
+    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+        raise Refused("holds a tensor that is not in the form of torch.save; save it again")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= storage.untyped_storage().nbytes() // storage.itemsize:
+        raise Refused(LARGER)
+    return storage.as_strided(size, stride, offset)  # type: ignore[no-any-return]
 
 
 def _size(numbers: Any) -> tuple[Any, ...]:
@@ -83,6 +58,11 @@ def _size(numbers: Any) -> tuple[Any, ...]:
     return tuple(numbers)
 
 
+def _mapping(pairs: Any = ()) -> dict[Any, Any]:
+    """Stands for OrderedDict; Python 2 gave it its pairs, today they follow."""
+    return {_key(key): value for key, value in pairs}
+
+
 def _key(key: Any) -> Any:
     """A key of a dict: a text or a number, for anything else may take forever to hash or to compare."""
     if not isinstance(key, str | int):
@@ -90,66 +70,98 @@ def _key(key: Any) -> Any:
     return key
 
 
-KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _mapping,
-    ("torch", "Size"): _size,
-    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    **{("torch", name): dtype for name, dtype in DTYPES.items()},
+KNOWN: dict[str, Any] = {
+    "collections OrderedDict": _mapping,
+    "torch Size": _size,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+    **{f"torch {name}": dtype for name, dtype in DTYPES.items()},
 }
-OPCODES = (
-    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1"),
-    *("BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
-    *("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM"),
-    *("SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE"),
-    *("BUILD", "BINPERSID"),
-)
-"""What a pickle of weights takes."""
+"""All that a pickle may name."""
 
 
-class _Unpickler(pickle._Unpickler):  # in Python, so that each step can be watched
-    """Calls nothing but what stands in KNOWN, sets no attribute, and hashes no key but texts and numbers."""
+class _Pickle:
+    """What a pickle holds, and the storages that it names, not yet filled; only what stands here can happen."""
 
-    stack: Any
-    pop_mark: Any
+    def __init__(self, file: Any, size: int) -> None:
+        self.storages: dict[str, Tensor] = {}
+        self._room, self._parts = size, PARTS  # the bytes and the elements that may still come
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        for count, (opcode, value, _) in enumerate(pickletools.genops(file)):
+            if count > PARTS:
+                raise Refused(TOO_MUCH)
+            self._take(opcode.name, value)
+        (self.content,) = self._stack
 
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.storages: dict[str, _Storage] = {}
-        self.room = PARTS
+    def _take(self, opcode: str, value: Any) -> None:
+        stack, memo = self._stack, self._memo
+        match opcode:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MARK":
+                self._marks.append(len(stack))
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if value is None else value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(value)
+            case "BINBYTES" | "SHORT_BINBYTES":
+                stack.append(value)
+            case "BINSTRING" | "SHORT_BINSTRING":  # of Python 2
+                stack.append(value.encode("latin-1").decode())
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[opcode]())
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._last(opcode[5:])))
+            case "APPEND" | "APPENDS":
+                items = self._last("1" if opcode == "APPEND" else "")
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self._last("2" if opcode == "SETITEM" else "")
+                stack[-1].update(_mapping(zip(items[::2], items[1::2], strict=True)))
+            case "GLOBAL" | "STACK_GLOBAL":
+                name = value or " ".join(self._last("2"))
+                if name not in KNOWN:
+                    raise Refused(NOT_PLAIN)
+                stack.append(KNOWN[name])
+            case "REDUCE":
+                function, arguments = self._last("2")
+                self._parts -= sum(len(each) for each in arguments if isinstance(each, list | tuple | dict))
+                if self._parts < 0:
+                    raise Refused(TOO_MUCH)
+                stack.append(function(*arguments))
+            case "BUILD":
+                stack.pop()  # the state: of an OrderedDict its `_metadata`, which nothing here needs
+            case "BINPERSID":
+                stack.append(self._storage(stack.pop()))
+            case _:
+                raise Refused(NOT_PLAIN)
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in KNOWN:
-            raise Refused("holds more than weights and plain values; use a file of tensors alone")
-        return KNOWN[module, name]
+    def _last(self, count: str) -> list[Any]:
+        """Takes so many values from the stack; those since the last mark, if there is no number."""
+        start = len(self._stack) - int(count) if count else self._marks.pop()
+        if start < 0:
+            raise ValueError("the stack is too short")
+        taken = self._stack[start:]
+        del self._stack[start:]
+        return taken
 
-    def persistent_load(self, identity: Any) -> _Storage:
-        storage = _Storage(identity)
-        return self.storages.setdefault(storage.key, storage)
-
-    def _reduce(self) -> None:
-        arguments = self.stack.pop()
-        self.room -= sum(len(each) for each in arguments if isinstance(each, Sized))
-        if self.room < 0:
-            raise Refused(TOO_MUCH)
-        self.stack[-1] = self.stack[-1](*arguments)
-
-    def _build(self) -> None:
-        self.stack.pop()  # the state: of an OrderedDict its `_metadata`, which nothing here needs
-
-    def _setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][_key(key)] = value
-
-    def _setitems(self) -> None:
-        items = self.pop_mark()
-        self.stack[-1].update(zip(map(_key, items[::2]), items[1::2], strict=True))
-
-
-CHANGED: Any = {"REDUCE": _Unpickler._reduce, "BUILD": _Unpickler._build}
-CHANGED |= {"SETITEM": _Unpickler._setitem, "SETITEMS": _Unpickler._setitems}
-codes = {name: getattr(pickle, name)[0] for name in OPCODES}
-_Unpickler.dispatch = {code: CHANGED.get(name, pickle._Unpickler.dispatch[code]) for name, code in codes.items()}
+    def _storage(self, identity: Any) -> Tensor:
+        """The numbers, (N,), that a persistent id stands for; all together no more than the file can hold."""
+        match identity:
+            case ("storage", torch.dtype() as dtype, str(key), str(), int(numel), *view) if view in ([], [None]):
+                if key not in self.storages:
+                    self._room -= numel * dtype.itemsize
+                    if numel < 0 or self._room < 0:
+                        raise Refused(LARGER)
+                    self.storages[key] = torch.empty(numel, dtype=dtype)
+                return self.storages[key]
+        raise Refused("holds tensors that are not in the form of torch.save; save them again")
 
 
 def read(path: Path, trailer: int = 0) -> dict[Any, Any]:
@@ -167,40 +179,26 @@ def read(path: Path, trailer: int = 0) -> dict[Any, Any]:
         zipped = file.read(2) == b"PK"
         file.seek(0)
         try:
-            if zipped and (end := zipfile._EndRecData(file)) and end[4] > PARTS // 10:  # type: ignore[attr-defined]
-                raise Refused(TOO_MUCH)
-            tree, data = _read_zip(zipfile.ZipFile(file), size) if zipped else _read_old(file, size)
-            if not isinstance(tree, dict):
-                raise Refused(f"holds a {type(tree).__name__} instead of a state dict; use a weights file")
-            content: dict[Any, Any] = _Builder(data, size).build(tree)
+            content = _read_zip(file, size) if zipped else _read_old(file, size)
+            if not isinstance(content, dict):
+                raise Refused(f"holds a {type(content).__name__} instead of a state dict; use a weights file")
+            _check(content, [PARTS, REPEATED * size])
         except Refused:
             raise
         except OSError as error:
             raise Refused(f"{error.strerror or 'is damaged'}; use an intact file") from error
-        except Exception as error:  # unpickling raises anything on bytes that are not a weights file
+        except Exception as error:  # what is not a weights file raises anything
             raise Refused("is damaged or not a weights file; use an intact one") from error
     return content
 
 
-def _unpickle(file: Any) -> tuple[Any, dict[str, _Storage]]:
-    """The content of the pickle that begins here; before, its opcodes are looked at."""
-    start = file.tell()
-    for count, (opcode, _, _) in enumerate(pickletools.genops(file)):
-        if count > PARTS or opcode.name not in OPCODES:
-            raise Refused(
-                TOO_MUCH if count > PARTS else "holds more than weights and plain values; use a file of tensors"
-            )
-    file.seek(start)
-    unpickler = _Unpickler(file)
-    return unpickler.load(), unpickler.storages
-
-
-def _read_zip(archive: zipfile.ZipFile, size: int) -> tuple[Any, dict[str, torch.Tensor]]:
+def _read_zip(file: BinaryIO, size: int) -> Any:
+    if (end := zipfile._EndRecData(file)) and end[4] > PARTS // 10:  # type: ignore[attr-defined]
+        raise Refused(TOO_MUCH)
+    archive = zipfile.ZipFile(file)
     entries = {entry.filename: entry for entry in archive.infolist()}
-    if any(
-        entry.compress_size != entry.file_size or entry.compress_type != zipfile.ZIP_STORED
-        for entry in entries.values()
-    ):
+    stored = (entry.compress_size == entry.file_size and not entry.compress_type for entry in entries.values())
+    if not all(stored):
         raise Refused("holds compressed data, which a weights file never does; use another file")
     if sum(entry.file_size for entry in entries.values()) > size:
         raise Refused("claims to hold more than its size allows; use another file")
@@ -211,58 +209,56 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> tuple[Any, dict[str, torch
     folder = root.removesuffix("data.pkl")
     if (order := f"{folder}byteorder") in entries and archive.read(order) != b"little":
         raise Refused(OTHER_ORDER)
-    tree, storages = _unpickle(io.BytesIO(archive.read(root)))
-    data = {}
-    for key, storage in storages.items():
+    pickled = _Pickle(io.BytesIO(archive.read(root)), size)
+    for key, storage in pickled.storages.items():
         entry = entries[f"{folder}data/{key}"]
         try:
-            with archive.open(entry) as file:
-                data[key] = storage.read(file, entry.file_size)
+            with archive.open(entry) as data:
+                _fill(storage, data, entry.file_size)
         except zipfile.BadZipFile as error:
             reason = f"has been altered: the checksum of {entry.filename} differs"
             raise Refused(f"{reason}; use an intact file") from error
-    return tree, data
+    return pickled.content
 
 
-def _read_old(file: BinaryIO, size: int) -> tuple[Any, dict[str, torch.Tensor]]:
+def _read_old(file: BinaryIO, size: int) -> Any:
     """The format before PyTorch 1.6: five pickles, then each storage behind the number of its elements."""
-    if _unpickle(file)[0] != MAGIC:
+    if _Pickle(file, size).content != MAGIC:
         raise Refused("is not a weights file; use one that torch.save has written")
-    (_, _), (system, _), (tree, storages), (keys, _) = (_unpickle(file) for _ in range(4))
-    if not system["little_endian"]:
+    _, system, pickled, keys = (_Pickle(file, size) for _ in range(4))
+    if not system.content["little_endian"]:
         raise Refused(OTHER_ORDER)
-    data = {}
-    for key in keys:
+    for key in keys.content:
+        storage = pickled.storages.pop(key)
         (numel,) = struct.unpack("<q", file.read(8))
-        wanted = numel * storages[key].dtype.itemsize
-        data[key] = storages[key].read(file, wanted if wanted <= size - file.tell() else -1)
-    return tree, data
+        _fill(storage, file, numel * storage.itemsize)
+    if pickled.storages or file.tell() > size:  # what follows is not part of it
+        raise Refused(LARGER)
+    return pickled.content
 
 
-class _Builder:
-    """Makes plain dicts, lists, tuples and tensors of what was unpickled; together no larger than a few such files."""
+def _fill(storage: Tensor, file: Any, size: int) -> None:
+    """Reads the numbers of a storage from a file that has `size` bytes for them."""
+    view = memoryview(storage.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    if size != len(view):
+        raise Refused("holds a tensor that is larger or smaller than its data; use an intact file")
+    if sum(file.readinto(view[start : start + CHUNK]) for start in range(0, size, CHUNK)) != size:
+        raise Refused(LARGER)
 
-    def __init__(self, data: dict[str, torch.Tensor], size: int) -> None:
-        self.data, self.room, self.parts = data, REPEATED * size, 0
 
-    def build(self, part: Any, depth: int = 0) -> Any:
-        self.parts += 1
-        if isinstance(part, _Tensor):
-            self.room -= math.prod(part.size) * part.storage.dtype.itemsize
-        if self.parts > PARTS or self.room < 0:
-            raise Refused(TOO_MUCH)
-        if depth > DEPTH:
-            raise Refused("is nested too deeply; use another file")
-        if isinstance(part, _Tensor):
-            last = part.offset + sum((n - 1) * step for n, step in zip(part.size, part.stride, strict=True))
-            if 0 not in part.size and last >= part.storage.numel:
-                raise Refused("holds a tensor that is larger than its data; use an intact file")
-            return self.data[part.storage.key].as_strided(part.size, part.stride, part.offset)
-        if isinstance(part, dict):
-            return {key: self.build(value, depth + 1) for key, value in part.items()}
-        if isinstance(part, list | tuple):
-            built = [self.build(value, depth + 1) for value in part]
-            return built if isinstance(part, list) else tuple(built)
-        if part is None or isinstance(part, bool | int | float | str | bytes):
-            return part
-        raise Refused("holds more than weights and plain values; use a file of tensors alone")
+def _check(part: Any, left: list[int], depth: int = 0) -> None:
+    """Refuses what is neither a tensor nor plain, nested too deeply, or larger than a few such files.
+
+    `left` are the parts and the bytes of tensors that may still come.
+    """
+    left[0] -= 1
+    if isinstance(part, Tensor):
+        left[1] -= part.numel() * part.itemsize
+    elif not (part is None or isinstance(part, bool | int | float | str | bytes | dict | list | tuple)):
+        raise Refused(NOT_PLAIN)
+    if min(left) < 0:
+        raise Refused(TOO_MUCH)
+    if depth > DEPTH:
+        raise Refused("is nested too deeply; use another file")
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ():
+        _check(inner, left, depth + 1)

@@ -46,9 +46,6 @@ class _Sink(io.RawIOBase):
         self.file, self.sha256 = file, hashlib.sha256()
         self.error: OSError | None = None
 
-    def writable(self) -> bool:
-        return True
-
     def write(self, data: Any) -> int:
         self.sha256.update(data)
         try:

@@ -38,9 +38,8 @@ class CheckpointFiles(CheckpointIO):
                 if path.name in self.rotate and path.exists():
                     replace(path, path.with_name(self.rotate[path.name]))
         except OSError as error:
-            advice = (
-                f"the checkpoints saved before are intact: make room, then {argument(path.parent.parent, 'resume')}"
-            )
+            again = argument(path.parent.parent, "resume")
+            advice = f"the checkpoints saved before are intact: make room, then {again}"
             raise UserError(f"{path}: cannot be written: {error.strerror or error}; {advice}", 1) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -60,16 +59,14 @@ def newest(paths: Sequence[Path], run: Path) -> Path | None:
     A damaged one is named and set aside; if all are damaged, the run cannot be resumed.
     """
     paths = [path for path in paths if path.exists()]
-    damaged: list[Path] = []
-    for path in paths:
+    for n, path in enumerate(paths):
         if (problem := checkpoint.damage(path)) is None:
-            for other in damaged:
+            for other in paths[:n]:
                 replace(other, other.with_suffix(".damaged"))  # else the next save would rotate it over the good one
             return path
-        damaged.append(path)
         if path != paths[-1]:
             say(f"{path}: {problem}; the checkpoint before it is used")
-    if damaged:
-        names = " and ".join(path.name for path in damaged)
+    if paths:
+        names = " and ".join(path.name for path in paths)
         raise UserError(f"resume={run}: {names} cannot be read; train again in a new folder", 1)
     return None

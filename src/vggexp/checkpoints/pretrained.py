@@ -41,9 +41,8 @@ def load(net: nn.Module, file: str) -> str:
         if given is None and key.endswith(".num_batches_tracked"):  # older files lack it, and nothing depends on it
             continue
         if given is not None and given.is_floating_point() != mine.is_floating_point():
-            raise UserError(
-                f"{label}: has {key} as {str(given.dtype).removeprefix('torch.')}; use weights that are not quantized"
-            )
+            dtype = str(given.dtype).removeprefix("torch.")
+            raise UserError(f"{label}: has {key} as {dtype}; use weights that are not quantized")
         if given is None or (given.shape != mine.shape and key.rpartition(".")[0] not in linear):
             has = "lacks it" if given is None else f"has {_size(given)}"
             raise UserError(f"{label}: belongs to another network: {key} is {_size(mine)} here, the file {has}")

@@ -70,7 +70,7 @@ INSPECTIONS = {
     "pictures": "vggexp.inspection.pictures.Pictures",
     "gradcam": "vggexp.inspection.pictures.GradCAM",
     "description": "vggexp.inspection.description.Description",
-    "projector": "vggexp.inspection.projection.Projection",
+    "projector": "vggexp.inspection.predictions.Projection",
 }
 """What `inspect.show` may name, each with its class; a class of an allowed package is named in full."""
 

@@ -36,7 +36,17 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
             then = f"the network was trained on {learned}; use the same data"
             raise UserError(f"data: its {name} are {now[name]}, {then}")
     data.preparation = network.preparation
-    logits, labels, scores = _test(network, data, folder)
+    batches: list[tuple[Tensor, Tensor]] = []
+
+    def keep(trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        batches.append((outputs["logits"].float().cpu(), batch[1].cpu()))
+
+    single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    cfg = network.cfg.model_copy(update={"trainer": network.cfg.trainer.model_copy(update=single)})
+    trainer = make_trainer(choices.with_precision(cfg), folder, [LambdaCallback(on_test_batch_end=keep)], [])
+    trainer.test(network.classifier, data, verbose=False)
+    scores: dict[str, Any] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    logits, labels = map(torch.cat, zip(*batches, strict=True))
     probabilities, count = logits.softmax(dim=1), logits.shape[1]
     predicted = probabilities.max(dim=1).indices
     options: dict[str, Any] = {"num_classes": count, "average": None}
@@ -57,23 +67,6 @@ def evaluate(network: Network, folder: Path) -> dict[str, Any]:
     table = [[name, *row] for name, row in zip(network.classes, confusion.tolist(), strict=True)]
     files.write_csv(folder / "confusion.csv", ["true \\ predicted", *network.classes], table)
     figures.confusion(confusion, network.classes, folder / "confusion.png")
-
     worst, captions, title = figures.mistakes(probabilities, labels, network.classes, 32)
     figures.gallery(data.stored("test", worst).cpu(), captions, title, folder / "mistakes.png")
     return scores
-
-
-def _test(network: Network, data: Any, folder: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The logits, (N, K) float32, the labels, (N,), and the scores, computed by the Trainer as after training."""
-    batches: list[tuple[Tensor, Tensor]] = []
-
-    def keep(trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        batches.append((outputs["logits"].float().cpu(), batch[1].cpu()))
-
-    single = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    cfg = network.cfg.model_copy(update={"trainer": network.cfg.trainer.model_copy(update=single)})
-    trainer = make_trainer(choices.with_precision(cfg), folder, [LambdaCallback(on_test_batch_end=keep)], [])
-    trainer.test(network.classifier, data, verbose=False)
-    scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    logits, labels = map(torch.cat, zip(*batches, strict=True))
-    return logits, labels, scores

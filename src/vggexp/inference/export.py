@@ -25,11 +25,8 @@ FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2", "safeten
 def export(network: Network, folder: Path, formats: Sequence[Format], input: str = "raw") -> dict[Format, float]:
     """Writes the files, with what they are, and reads each back; one whose logits differ by too much is not kept.
 
-    Args:
-        input: `raw`: the files' networks take (N, C, H, W) uint8 images; `tensor`: (N, C, S, S) float32 in [0, 1].
-
-    Returns:
-        By format the largest absolute difference between the logits of the file's network and of this one.
+    With `input` `raw` the files' networks take (N, C, H, W) uint8 images, with `tensor` (N, C, S, S) float32 in [0, 1].
+    What is returned is by format the largest absolute difference between the logits of the file and of the network.
     """
     net = network.classifier.predictor.to(memory_format=torch.contiguous_format).eval()
     data = datamodule(network.cfg)
@@ -70,15 +67,12 @@ class _Raw(nn.Module):
         return self.net(images.float() / 255)
 
 
-def _dynamic(images: Tensor) -> dict[int, str]:
-    """The names of the axes that can have any length: of raw images the height and width, too."""
-    return {0: "batch", 2: "height", 3: "width"} if images.dtype == torch.uint8 else {0: "batch"}
-
-
-def _traced(net: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+def _traced(net: nn.Module, images: Tensor) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+    """The program, and the names of the axes that can have any length: of raw images the height and width, too."""
+    axes = {0: "batch", 2: "height", 3: "width"} if images.dtype == torch.uint8 else {0: "batch"}
     with torch.no_grad():
-        shapes = (dict.fromkeys(_dynamic(images), torch.export.Dim.DYNAMIC),)
-        return torch.export.export(net, (images[:1].repeat(2, 1, 1, 1),), dynamic_shapes=shapes)
+        shapes = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)
+        return torch.export.export(net, (images[:1].repeat(2, 1, 1, 1),), dynamic_shapes=shapes), axes
 
 
 def _about(network: Network, images: Tensor) -> dict[str, str]:
@@ -103,8 +97,9 @@ def _about(network: Network, images: Tensor) -> dict[str, str]:
 def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
     import onnxruntime
 
-    names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": (_dynamic(images),)}
-    program: Any = torch.onnx.export(_traced(net, images), **names, verbose=False)
+    traced, axes = _traced(net, images)
+    names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": (axes,)}
+    program: Any = torch.onnx.export(traced, **names, verbose=False)
     program.model.metadata_props.update(_about(network, images))
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
@@ -113,7 +108,7 @@ def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tenso
 
 def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
     with open(path, "wb") as file:
-        torch.export.save(_traced(net, images), file, extra_files=_about(network, images))
+        torch.export.save(_traced(net, images)[0], file, extra_files=_about(network, images))
     with open(path, "rb") as file, torch.inference_mode():
         return torch.export.load(file).module()(images)
 

@@ -74,14 +74,10 @@ class Network:
 
 
 def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
-    """The network that `run` means.
+    """The network that `run` means: a run folder, a checkpoint file, or `last`.
 
     A checkpoint names the classes that it is built from; they must come from allowed packages, of which those beyond
-    the project's own count only if the caller names them.
-
-    Args:
-        run: a run folder, a checkpoint file, or `last`.
-        overrides: of its config, as a tree; see OVERRIDABLE.
+    the project's own count only if the caller names them in `overrides`, a tree; see OVERRIDABLE.
     """
     path = select.checkpoint(run, "run")
     from vggexp.checkpoints import file  # torch and Lightning: only now, when the file is known to exist
@@ -90,7 +86,7 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
     content = file.read(path, "run")
     about: list[Any] = [content.get(key) for key in ("config", "classes", "dimensions", "state_dict")]
     stored, classes, dimensions, weights = about
-    if not (_is_plain(stored, classes, dimensions) and _is_weights(weights)):
+    if not _is_checkpoint(*about):
         advice = f"to start from bare weights, train with model.weights={path}"
         raise UserError(f"{place}: is not a checkpoint of a run; {advice}")
     file.check_finite(weights, place)
@@ -128,29 +124,23 @@ def load(run: str, overrides: Mapping[str, Any] | None = None) -> Network:
         module = Classifier(cfg, about_data, dimensions)
         module.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        first = [line.strip() for line in str(error).splitlines()[:2]]
-        raise UserError(f"{place}: its weights do not fit the network that it names: {' '.join(first)}") from error
+        first = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise UserError(f"{place}: its weights do not fit the network that it names: {first}") from error
     tested = found.status == "completed" and path.resolve() == found.tested_checkpoint().resolve()
     result = found.result if tested else None
     return Network(path, cfg, tuple(map(clean, classes)), dimensions, preparation, module.eval(), result)
 
 
-def _is_weights(found: Any) -> bool:
+def _is_checkpoint(config: Any, classes: Any, dimensions: Any, weights: Any) -> bool:
+    """Whether a file describes a network in the form that a run writes; its values are checked later."""
     import torch
 
-    return isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in found.items()
-    )
-
-
-def _is_plain(config: Any, classes: Any, dimensions: Any) -> bool:
-    """Whether a file describes a network in the form that a run writes; its values are checked later."""
     return (
-        isinstance(config, dict)
-        and isinstance(dimensions, dict)
+        all(isinstance(part, dict) for part in (config, dimensions, weights))
         and dimensions.keys() == DIMENSIONS
         and all(isinstance(value, int) and value > 0 for value in dimensions.values())
         and isinstance(classes, list)
         and len(classes) == dimensions["num_classes"]
         and all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in classes)
+        and all(isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in weights.items())
     )

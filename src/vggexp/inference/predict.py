@@ -62,11 +62,7 @@ def of_images(
 
 
 def form_of(network: Network, invert: bool) -> pictures.Form:
-    """How pictures from files become the network's.
-
-    Raises:
-        UserError: if it takes neither gray pictures nor those in color.
-    """
+    """How pictures from files become the network's, which must take gray pictures or those in color."""
     if (channels := network.dimensions["in_channels"]) not in (1, 3):
         raise UserError(f"run={network.path}: its network takes {channels} channels; predict reads pictures of 1 or 3")
     ready = network.preparation

@@ -4,7 +4,7 @@ No inspection changes a number of the run: it looks between epochs, at test imag
 subclass of `base.Inspection` in a file of its own, and its name in `vggexp.config.schema.INSPECTIONS`.
 
 - `base`: when an inspection looks, and at which images and layers
-- `health`, `predictions`, `pictures`, `description`, `projection`: the inspections
+- `health`, `predictions`, `pictures`, `description`: the inspections
 - `loggers`, `csvlog`: where it all goes: the chosen logger, and `metrics.csv`
 - `figures`: confusion matrices, galleries and bars, drawn by matplotlib
 - `cost`, `dry_run`, `networks`: what networks cost: per layer, as a peak estimated without a run, side by side
@@ -22,11 +22,10 @@ from lightning.pytorch.loggers import Logger
 from vggexp.config.instantiate import locate
 from vggexp.config.schema import Config
 from vggexp.inspection.base import Inspection
-from vggexp.inspection.loggers import BOARDS, Board
+from vggexp.inspection.loggers import Board
 
 
 def callbacks(cfg: Config, folder: Path, logger: Logger | None) -> list[Callback]:
     """The inspections that `inspect.show` names, in its order."""
-    board = BOARDS.get(cfg.logger.name, Board)(logger)
     kinds = [locate(target, Inspection) for target in cfg.inspect.targets()]
-    return [kind(board, cfg, folder) for kind in kinds if logger is not None or kind.shows_scalars]
+    return [kind(logger or Board(), cfg, folder) for kind in kinds if logger is not None or kind.shows_scalars]

@@ -3,7 +3,6 @@
 N images of a batch, K classes.
 """
 
-import contextlib
 import gc
 import statistics
 import time
@@ -85,12 +84,8 @@ def _parts(cfg: Config, batch: int, device: str | None = None) -> tuple[nn.Modul
 def layers(cfg: Config) -> list[Layer]:
     """As `estimate`, without the memory, which takes a second longer."""
     cfg = choices.with_precision(cfg)
-    with dry_run.without_content():
+    with (without_content := dry_run.without_content()):
         net, _, images, _ = _parts(cfg, cfg.data.batch_size)
-        return _layers(net, images, cfg)
-
-
-def _layers(net: nn.Module, images: Tensor, cfg: Config) -> list[Layer]:
     kept: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     seen = {own.untyped_storage() for own in (*net.parameters(), *net.buffers())}
@@ -111,13 +106,13 @@ def _layers(net: nn.Module, images: Tensor, cfg: Config) -> list[Layer]:
             kept[now] = kept.get(now, 0) + storage.nbytes()
         return tensor
 
-    handles = [module.register_forward_pre_hook(partial(enter, name)) for name, module in leaves.items()]
-    handles += [module.register_forward_hook(partial(leave, name)) for name, module in leaves.items()]
+    for name, module in leaves.items():  # the network is thrown away, and its hooks with it
+        module.register_forward_pre_hook(partial(enter, name))
+        module.register_forward_hook(partial(leave, name))
     counter = FlopCounterMode(display=False)
-    with layer_by_layer(net), counter, saved_tensors_hooks(keep, lambda tensor: tensor), _precision(cfg):
+    saved = saved_tensors_hooks(keep, lambda tensor: tensor)
+    with without_content, layer_by_layer(net), counter, saved, _precision(cfg):
         net(images)
-    for handle in handles:
-        handle.remove()
     operations = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
     found = []
     for name, shape in shapes.items():
@@ -135,10 +130,9 @@ def _step(net: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, 
     optimizer.zero_grad()
 
 
-def _precision(cfg: Config, device: str = "cpu") -> contextlib.AbstractContextManager[Any]:
-    if cfg.trainer.precision == "32-true":
-        return contextlib.nullcontext()
-    return torch.autocast(device, torch.bfloat16)  # float16 takes the same memory
+def _precision(cfg: Config, device: str = "cpu") -> torch.autocast:
+    enabled = cfg.trainer.precision != "32-true"
+    return torch.autocast(device, torch.bfloat16, enabled=enabled)  # float16 takes the same memory
 
 
 def measure(cfg: Config) -> Measured:

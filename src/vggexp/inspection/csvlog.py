@@ -57,6 +57,5 @@ class CSVLogger(Logger):
         self.save()
         files.sync(self.path)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()

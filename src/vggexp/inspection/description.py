@@ -24,10 +24,8 @@ class Description(Inspection):
         self.board.add_text("run/config", _fenced("yaml", OmegaConf.to_yaml(config)), 0)
         rows = ["| layer | kind | output shape | parameters | MACs |", "|---|---|---|---|---|"]
         for layer in layers(self.cfg):
-            shape = "×".join(map(str, layer.shape[1:]))
-            rows.append(
-                f"| {markdown(layer.name)} | {markdown(layer.kind)} | {shape} | {layer.parameters:,} | {layer.macs:,} |"
-            )
+            words = [markdown(layer.name), markdown(layer.kind), "×".join(map(str, layer.shape[1:]))]
+            rows.append(f"| {' | '.join(words)} | {layer.parameters:,} | {layer.macs:,} |")
         self.board.add_text("run/layers", "\n".join(rows), 0)
         if (self.folder / layout.RESULT).exists():
             shown = {key: value for key, value in manifest.load(self.folder, "").items() if key != "config"}

@@ -24,13 +24,7 @@ from vggexp.system.signals import Interrupted
 
 
 class Board:
-    """Takes the calls of torch's SummaryWriter, `add_image` and so on, and shows nothing.
-
-    Subclasses override what their logger can show.
-    """
-
-    def __init__(self, logger: Any = None) -> None:
-        self.logger = logger
+    """Takes the calls of torch's SummaryWriter, `add_image` and so on; what a subclass lacks, it does not show."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if not name.startswith("add_"):
@@ -38,55 +32,43 @@ class Board:
         return lambda *args, **options: None
 
 
-class TensorBoard(Board):
-    """Shows everything."""
+class _TensorBoard(Board, TensorBoardLogger):
+    """Shows everything, and has no file of hyperparameters, which would be empty: they are in the config."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return getattr(self.logger.experiment, name)  # type: ignore[no-any-return]
-
-
-class MLflow(Board):
-    """Keeps pictures and texts as a run's artifacts."""
-
-    def add_image(self, tag: str, picture: Picture, step: int, **_: Any) -> None:
-        self.logger.experiment.log_image(self.logger.run_id, Image.fromarray(picture), f"{tag}/{step:06}.png")
-
-    def add_text(self, tag: str, markdown: str, *_: Any) -> None:
-        self.logger.experiment.log_text(self.logger.run_id, markdown, f"{tag}.md")
-
-
-class WandB(Board):
-    """Shows pictures, histograms and texts."""
-
-    def add_image(self, tag: str, picture: Picture, step: int, **_: Any) -> None:
-        self.logger.log_image(tag, [Image.fromarray(picture)], step)
-
-    def add_histogram(self, tag: str, values: Tensor, step: int, *, bins: int) -> None:
-        import wandb
-
-        bars = np.histogram(values.numpy(), bins=bins)
-        self.logger.log_metrics({tag: wandb.Histogram(np_histogram=bars)}, step)
-
-    def add_text(self, tag: str, markdown: str, step: int) -> None:
-        self.logger.log_text(tag, columns=["text"], data=[[markdown]], step=step)
-
-
-BOARDS: dict[str, type[Board]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
-"""The board of each logger, by the logger's name."""
-
-
-class _TensorBoard(TensorBoardLogger):
-    """Without the file of hyperparameters, which would be empty: they are in the config."""
+        return getattr(self.experiment, name) if name.startswith("add_") else super().__getattr__(name)
 
     @rank_zero_only
     def save(self) -> None:
         self.experiment.flush()
 
 
-class _MLflow(MLFlowLogger):
-    """A run in MLflow that may be resumed: it repeats, bit by bit, what it had logged after it saved."""
+class _Lasting(Board):
+    """A run elsewhere that may be resumed; a subclass logs nothing twice."""
+
+    def finalize(self, status: str = "success") -> None:
+        """Does nothing at the end of training, nor of the test: the run goes on until `close`."""
+
+
+class _MLflow(_Lasting, MLFlowLogger):
+    """Keeps pictures and texts as artifacts; resumed, it repeats, bit by bit, what it had logged after it saved."""
 
     _known: dict[str, set[int]] | None = None
+
+    def __init__(self, cfg: Config, folder: Path, known: str | None) -> None:
+        super().__init__(
+            experiment_name=cfg.logger.project or "vggexp",
+            run_name=folder.name,
+            tracking_uri=cfg.logger.uri or f"sqlite:///{(paths.outputs() / 'mlflow.db').resolve()}",
+            artifact_location=None if cfg.logger.uri else (paths.outputs() / "mlflow").resolve().as_uri(),
+            run_id=known,
+        )
+
+    def add_image(self, tag: str, picture: Picture, step: int, **_: Any) -> None:
+        self.experiment.log_image(self.run_id, Image.fromarray(picture), f"{tag}/{step:06}.png")
+
+    def add_text(self, tag: str, markdown: str, *_: Any) -> None:
+        self.experiment.log_text(self.run_id, markdown, f"{tag}.md")
 
     def resume(self, values: Mapping[str, Any]) -> None:
         """The parameters that it was started with cannot be changed; those of `values` that differ become tags."""
@@ -107,9 +89,6 @@ class _MLflow(MLFlowLogger):
         if metrics:
             super().log_metrics(metrics, step)
 
-    def finalize(self, status: str = "success") -> None:
-        """Does nothing at the end of training, nor of the test: the run goes on until `close`."""
-
     @rank_zero_only
     def close(self) -> None:
         error = sys.exception()
@@ -117,13 +96,29 @@ class _MLflow(MLFlowLogger):
         self.experiment.set_terminated(self.run_id, status)
 
 
-class _WandB(WandbLogger):
-    """A run in W&B that may be resumed; W&B cannot be asked what it has offline, so a file keeps the names by step."""
+class _WandB(_Lasting, WandbLogger):
+    """Shows pictures, histograms and texts; W&B cannot be asked what it has offline, so a file keeps names by step."""
 
-    def __init__(self, logged: Path, **options: Any) -> None:
-        super().__init__(**options)
-        self._logged = logged
+    def __init__(self, cfg: Config, folder: Path, known: str | None) -> None:
+        import wandb
+
+        settings, name = wandb.Settings(silent=True, console="off"), known or secrets.token_hex(4)
+        where: Any = {"project": cfg.logger.project, "save_dir": folder, "offline": cfg.logger.mode == "offline"}
+        super().__init__(name=folder.name, id=name, resume="allow", settings=settings, **where)
+        self._logged = logged = folder / layout.LOGGED
         self._known = set(files.content(logged, 2**27).decode().split("\n")) if logged.exists() else set()
+
+    def add_image(self, tag: str, picture: Picture, step: int, **_: Any) -> None:
+        self.log_image(tag, [Image.fromarray(picture)], step)
+
+    def add_histogram(self, tag: str, values: Tensor, step: int, *, bins: int) -> None:
+        import wandb
+
+        bars = np.histogram(values.numpy(), bins=bins)
+        self.log_metrics({tag: wandb.Histogram(np_histogram=bars)}, step)
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        self.log_text(tag, columns=["text"], data=[[markdown]], step=step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -132,9 +127,6 @@ class _WandB(WandbLogger):
             super().log_metrics({name: metrics[name] for name in new.values()}, step)
             with open(self._logged, "a", encoding="utf-8", opener=files.no_link) as file:
                 file.writelines(f"{line}\n" for line in new)
-
-    def finalize(self, status: str) -> None:
-        """Does nothing at the end of training, nor of the test: the run goes on until `close`."""
 
     @rank_zero_only
     def close(self) -> None:
@@ -153,7 +145,7 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
     path = folder / layout.LOGGER_ID
     known = files.content(path, 1000).decode().split()[0] if path.exists() else None
     try:
-        logger: _MLflow | _WandB = _mlflow(cfg, folder, known) if name == "mlflow" else _wandb(cfg, folder, known)
+        logger: _MLflow | _WandB = _MLflow(cfg, folder, known) if name == "mlflow" else _WandB(cfg, folder, known)
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return logger  # only the first process logs
         if known is None:
@@ -165,24 +157,6 @@ def make(cfg: Config, folder: Path, first_step: int | None) -> Logger | None:
     except Exception as error:
         raise UserError(f"logger={name}: cannot be used: {described(error)}", 1) from error
     return logger
-
-
-def _mlflow(cfg: Config, folder: Path, known: str | None) -> Any:
-    return _MLflow(
-        experiment_name=cfg.logger.project or "vggexp",
-        run_name=folder.name,
-        tracking_uri=cfg.logger.uri or f"sqlite:///{(paths.outputs() / 'mlflow.db').resolve()}",
-        artifact_location=None if cfg.logger.uri else (paths.outputs() / "mlflow").resolve().as_uri(),
-        run_id=known,
-    )
-
-
-def _wandb(cfg: Config, folder: Path, known: str | None) -> Any:
-    import wandb
-
-    settings, name = wandb.Settings(silent=True, console="off"), known or secrets.token_hex(4)
-    where: Any = {"project": cfg.logger.project, "save_dir": folder, "offline": cfg.logger.mode == "offline"}
-    return _WandB(folder / layout.LOGGED, name=folder.name, id=name, resume="allow", settings=settings, **where)
 
 
 def conclude(logger: Logger | None, cfg: Config, result: dict[str, Any]) -> None:

@@ -96,10 +96,8 @@ def scaled(picture: Picture, side: int) -> Picture:
 
 def grid(pictures: list[Picture], columns: int, gap: int = 2) -> Picture:
     """Pictures of one size, row after row."""
-    height, width = pictures[0].shape[:2]
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 128, np.uint8)
-    for n, picture in enumerate(pictures):
-        y, x = n // columns * (height + gap), n % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = picture
-    return sheet
+    around = ((0, -len(pictures) % columns), (0, gap), (0, gap), (0, 0))
+    tiles = np.pad(np.stack(pictures), around, constant_values=128)
+    _, height, width, _ = tiles.shape
+    sheet = tiles.reshape(-1, columns, height, width, 3).swapaxes(1, 2).reshape(-1, columns * width, 3)
+    return sheet[:-gap, :-gap]

@@ -1,16 +1,19 @@
-"""Where the network fails: by class, by pair of classes, by image."""
+"""Where the network fails: by class, by pair of classes, by image; and how it sees images before it classifies them."""
 
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vggexp.data.resize import prepared
 from vggexp.inspection import figures
-from vggexp.inspection.base import Inspection, last_step, log, tag
+from vggexp.inspection.base import Inspection, examples, forward, images, last_step, layers_of, log, tag, watched
 
 MISTAKES, COLUMNS = 16, 4  # a card of TensorBoard is a few hundred pixels wide
+EXAMPLES, THUMBNAIL = 1000, 56  # test images in the projector, and the pixels of each on a side, at most
+COMPONENTS = 50  # principal components that are kept of the features, so that the files stay small
 
 
 class Predictions(Inspection):
@@ -49,10 +52,9 @@ class Predictions(Inspection):
         """(N, K) and (N,) of all processes, on the CPU of the first."""
         pair = (torch.cat(self._logits).cpu(), torch.cat(self._labels).cpu())
         self._logits, self._labels = [], []
-        if trainer.world_size == 1:
-            return pair
-        parts: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, pair)
+        parts = [pair] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(parts, pair)
         # a batch's images have been dealt out one by one
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
@@ -76,7 +78,43 @@ class Predictions(Inspection):
             return  # the gathered images are in another order than the stored ones
         worst, captions, title = figures.mistakes(probabilities, labels, data.classes, MISTAKES)
         if len(worst):
-            picture = figures.pixels(
-                partial(figures.gallery, columns=COLUMNS), data.stored("test", worst).cpu(), captions, title
-            )
+            draw, shown = partial(figures.gallery, columns=COLUMNS), data.stored("test", worst).cpu()
+            picture = figures.pixels(draw, shown, captions, title)
             self.board.add_image("mistakes/test", picture, step, dataformats="HWC")
+
+
+class Projection(Inspection):
+    """Shows `features` of 1,000 test images in TensorBoard's projector, by the network that is tested."""
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._show(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if pl_module.validates == "test":  # no other test will follow
+            self._show(trainer, pl_module)
+
+    def _show(self, trainer: L.Trainer, pl_module: Any) -> None:
+        net, data = pl_module.net, pl_module.trainer.datamodule
+        linear = list(layers_of(net, nn.Linear).values())
+        if not trainer.is_global_zero or not linear:
+            return
+        indices = examples(data, EXAMPLES)
+        found: list[Tensor] = []
+        handle = linear[-1].register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0].float().cpu()))
+        with watched(trainer, net, {}), torch.no_grad():
+            for part in indices.split(50):  # type: ignore[no-untyped-call]
+                forward(trainer, net, images(trainer, data, part))
+        handle.remove()
+        names = [data.classes[label] for label in data.labels("test")[indices].tolist()]
+        stored = data.stored("test", indices).cpu()
+        shown = figures.rgb(prepared(stored, min(THUMBNAIL, *stored.shape[2:]), data.source.fit))
+        if stored.shape[1] != 3:
+            shown = 1 - shown  # dark on light, as the page
+        self.board.add_embedding(principal(torch.cat(found)), names, shown, last_step(trainer), "features")
+
+
+def principal(features: Tensor) -> Tensor:
+    """(N, F) → (N, at most COMPONENTS), the directions of greatest variance first."""
+    left, size, _ = torch.linalg.svd(features - features.mean(0), full_matrices=False)
+    projected: Tensor = left * size
+    return projected[:, :COMPONENTS]
