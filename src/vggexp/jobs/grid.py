@@ -53,10 +53,11 @@ class Grid(Sweep):
 
     def _train(self, folder: Path, entries: Sequence[Entry]) -> int:
         runs = self.check_code(folder, [read.read(entry.folder) for entry in entries], entries[0].cfg)
-        for entry, run in zip(entries, runs, strict=True):
+        pairs = list(zip(entries, runs, strict=True))
+        for entry, run in pairs:
             self.refuse_other(entry, run)
-        todo = [entry for entry, run in runs if run.status not in ("completed", "running")]
-        done = sum(run.status == "completed" for _, run in runs)
+        todo = [entry for entry, run in pairs if run.status not in ("completed", "running")]
+        done = sum(run.status == "completed" for run in runs)
         terminal.say(f"{len(entries)} jobs in {terminal.short(folder)}: {done} done, {len(todo)} to do")
         jobs = {e.folder: e._replace(label=label) for e, label in zip(entries, labels(entries), strict=True)}
         for entry in todo:
