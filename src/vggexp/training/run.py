@@ -171,7 +171,11 @@ def prepare(
         checkpoint = peers.share(checkpoint or paths[0], checkpoint is not None)
     first_step, before, position = _resumed(checkpoint, cfg, data)
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if peers is not None and not first:
+        peers.share(folder / layout.CHOICES, True)  # when the first process has made them
     exact, found = choices.of_run(cfg, folder, data.dimensions, before, first, resume)
+    if peers is not None and first:
+        peers.share(folder / layout.CHOICES, True)
     about = {"classes": list(data.classes), "preparation": data.preparation.values(), "choices": found}
     counts = data.labels("train").bincount(minlength=len(data.classes)).tolist()
     module = Classifier(cfg, about, data.dimensions, counts)

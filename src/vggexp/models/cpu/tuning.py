@@ -111,7 +111,8 @@ def choose(seconds: Mapping[str, float], default: str) -> str:
 
 def options(found: Found) -> Options:
     """How the blocks of a network run under some choices."""
-    return Options(**{k: v for name, choice in found.items() for k, v in CHOICES[name][choice["chosen"]].items()})
+    chosen = [CHOICES[name].get(choice["chosen"], {}) for name, choice in found.items()]
+    return Options(**{key: value for each in chosen for key, value in each.items()})
 
 
 def apply(net: nn.Module, found: Found) -> None:
