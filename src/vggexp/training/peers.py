@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import uuid
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -58,8 +59,11 @@ class Peers(threading.Thread):
     @classmethod
     def of(cls, cfg: Config) -> Self | None:
         """The processes of this run; None where they are one, or Lightning starts them itself, on one host."""
-        found = next((kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
-        if found is None or cfg.trainer.strategy != "ddp" or (environment := found()).world_size() == 1:
+        if cfg.trainer.strategy != "ddp":
+            return None
+        with warnings.catch_warnings(action="ignore"):  # that SLURM is installed, but did not start this process
+            found = next((kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+        if found is None or (environment := found()).world_size() == 1:
             return None
         peers = cls(environment, cfg.trainer.timeout, hardware.device(cfg.trainer.accelerator).type == "cuda")
         peers.start()

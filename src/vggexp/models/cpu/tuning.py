@@ -33,9 +33,6 @@ MARGIN = 1.05  # how many times as fast as the default another candidate has to 
 ROUNDS, SECONDS = 10, 0.1  # of a choice: no layer and no third round is begun after so long
 WORK = 5e8  # floating-point operations of a candidate's run
 
-torch.set_num_threads(torch.get_num_threads())
-"""Measuring sets it, too; so MKL sums in the same order whether a process has measured or not."""
-
 Found = dict[str, dict[str, Any]]
 """Of each choice the name of the `chosen` candidate, and the `seconds` that each took where it was measured."""
 
@@ -117,6 +114,7 @@ def options(found: Found) -> Options:
 
 def apply(net: nn.Module, found: Found) -> None:
     """Lets the blocks of a network run as chosen."""
+    torch.set_num_threads(torch.get_num_threads())  # as measuring does: MKL sums in another order once it was set
     for module in net.modules():
         if isinstance(module, Block):
             module.options = options(found)
