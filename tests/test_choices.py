@@ -24,6 +24,7 @@ from vggexp.training.run import run
 
 AUTO = (*QUICK, "trainer.precision=auto")
 SHAPE = (1, 32, 32)
+ALL = len(tuning.CHOICES)
 
 
 @pytest.fixture
@@ -110,21 +111,21 @@ def test_it_is_measured_once_and_again_where_something_differs(
 ) -> None:
     found = find()
     assert found["precision"] == {"chosen": "bf16-mixed", "seconds": {"32-true": 0.5, "bf16-mixed": 0.25}}
-    assert len(counted) == 3
+    assert len(counted) == ALL
     assert find() == found
-    assert len(counted) == 3
+    assert len(counted) == ALL
     find(batch=32)
-    assert len(counted) == 6
+    assert len(counted) == 2 * ALL
     assert "precision" not in find("32-true")
-    assert len(counted) == 8
+    assert len(counted) == 3 * ALL - 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     find()
-    assert len(counted) == 11
+    assert len(counted) == 4 * ALL - 1
     monkeypatch.setattr(hardware, "description", lambda: {"cpu": "another"})
     find()
-    assert len(counted) == 14
+    assert len(counted) == 5 * ALL - 1
     find(again=True)
-    assert len(counted) == 17
+    assert len(counted) == 6 * ALL - 1
 
 
 @pytest.mark.parametrize(
@@ -147,14 +148,14 @@ def test_a_cache_that_is_not_ours_is_measured_again(text: str, counted: list[str
     (file,) = (tmp_path / "cache" / "choices").iterdir()
     file.write_text(text)
     assert find() == found
-    assert len(counted) == 6
+    assert len(counted) == 2 * ALL
     assert json.loads(file.read_text()) == found
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(counted: list[str], tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert find() == find()
-    assert len(counted) == 6
+    assert len(counted) == 2 * ALL
 
 
 def test_a_network_that_only_numbers_decide_is_not_measured(counted: list[str]) -> None:
@@ -245,7 +246,7 @@ def test_further_processes_take_the_choice_of_the_first(
     late.join()
     assert time.monotonic() - begin >= 0.3
     assert exact.trainer.precision == "bf16-mixed"
-    assert len(counted) == 3  # the first has measured, and nobody else
+    assert len(counted) == ALL  # the first has measured, and nobody else
     assert of_runs.of_run(cfg, tmp_path, dimensions, None, True, True)[1] == found
 
     monkeypatch.setattr(of_runs, "PATIENCE", 0.1)
@@ -272,9 +273,9 @@ def test_tune_shows_and_measures_again(counted: list[str], capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "2.00" in shown
     assert shown.count("bf16-mixed") == 2
-    assert len(counted) == 6
+    assert len(counted) == 2 * ALL
     tune.main(words)
-    assert len(counted) == 6
+    assert len(counted) == 2 * ALL
     tune.main([*words, "again=true"])
-    assert len(counted) == 12
+    assert len(counted) == 4 * ALL
     assert refusal(lambda: tune.main(["again=maybe"])) == "again=maybe: is not true or false"

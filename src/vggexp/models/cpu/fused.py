@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vggexp.models.cpu import batchnorm, maxpool, packed_conv
+from vggexp.models.cpu import batchnorm, maxpool, packed_conv, winograd
 from vggexp.models.cpu.maxpool import pair
-from vggexp.models.cpu.packed_conv import gradients
 
 MAX_PIECES = 64  # pieces of a batch, about: the calls for more of them would cost more than they save
 
@@ -31,6 +30,7 @@ class Options(NamedTuple):
 
     piece_bytes: int = 7_000_000  # of a convolution's output for one piece: it fits into the cache and is worth a call
     side_by_side: bool = False  # convolutions of small maps
+    winograd: bool = False  # Winograd's algorithm where it has a kernel
 
 
 class Block(nn.Sequential):
@@ -99,6 +99,8 @@ def _run_fused(maps: Tensor, layers: list[nn.Module], options: Options) -> tuple
         count = 2 if len(layers) > 1 and isinstance(layers[1], nn.ReLU) else 1
         if batchnorm.has_kernel(maps, first):
             return batchnorm.batch_norm(maps, first, relu=count > 1), count
+    if isinstance(first, nn.Conv2d) and options.winograd and winograd.has_kernel(maps, first):
+        return winograd.Convolution.apply(maps, first.weight, first.bias), 1
     if isinstance(first, nn.Conv2d) and options.side_by_side:
         count = packed_conv.images_per_row(maps, first)
         return (packed_conv.convolve(maps, first, count), 1) if count > 1 else None
@@ -130,12 +132,9 @@ class _InPieces(torch.autograd.Function):
         options: Options,
         needs_gradient: bool,
     ) -> Tensor:
-        ctx.conv, ctx.pool, ctx.images, ctx.one_pass = (
-            conv,
-            pool,
-            images_per_piece(maps, conv, options.piece_bytes),
-            False,
-        )
+        ctx.conv, ctx.pool, ctx.one_pass = conv, pool, False
+        ctx.images = images_per_piece(maps, conv, options.piece_bytes)
+        ctx.winograd = options.winograd and winograd.has_kernel(maps, conv)
         dtype = _dtype(maps)
         kernel, shift = weight.to(dtype), bias.to(dtype)
         output: Any = None
@@ -143,7 +142,10 @@ class _InPieces(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for start in range(0, len(maps), ctx.images):
                 piece = slice(start, start + ctx.images)
-                found = F.conv2d(maps[piece].to(dtype), kernel, shift, conv.stride, conv.padding)
+                if ctx.winograd:
+                    found = winograd.convolve(maps[piece], kernel, shift)
+                else:
+                    found = F.conv2d(maps[piece].to(dtype), kernel, shift, conv.stride, conv.padding)
                 if output is None:
                     ctx.shape, ctx.one_pass = found.shape, pool is not None and maxpool.has_kernel(found, pool)
                     output, positions = _buffers(found, pool, len(maps), needs_gradient, ctx.one_pass)
@@ -187,7 +189,11 @@ class _InPieces(torch.autograd.Function):
                     unpool(piece_gradient, buffer, *_window(ctx.pool), positions[piece], grad_input=buffer)
                 piece_gradient = buffer
             of_piece = maps[piece].to(output.dtype)
-            to_maps, to_weight, to_bias = gradients(piece_gradient, of_piece, kernel, ctx.conv.stride, padding, wanted)
+            given = piece_gradient, of_piece, kernel
+            if ctx.winograd:
+                to_maps, to_weight, to_bias = winograd.gradients(*given, wanted)
+            else:
+                to_maps, to_weight, to_bias = packed_conv.gradients(*given, ctx.conv.stride, padding, wanted)
             weight_gradient += to_weight
             bias_gradient += to_bias
             if maps_gradient is not None:

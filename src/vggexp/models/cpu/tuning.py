@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vggexp.models.cpu import packed_conv
+from vggexp.models.cpu import packed_conv, winograd
 from vggexp.models.cpu.fused import Block, Options, images_per_piece
 from vggexp.system import files, hardware, paths
 
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "fp32 convolutions": {"direct": {}, "Winograd's": {"winograd": True}},
     "precision": {"32-true": {}, "bf16-mixed": {}},
     "pieces": {"7 MB pieces": {"piece_bytes": 7_000_000}, "28 MB pieces": {"piece_bytes": 28_000_000}},
     "small maps": {"maps one by one": {"side_by_side": False}, "maps side by side": {"side_by_side": True}},
@@ -198,10 +199,11 @@ def _options(chosen: Mapping[str, str]) -> Options:
 def _way(layer: Layer, batch: int, chosen: Mapping[str, str]) -> tuple[Any, ...]:
     """How a layer would run: what differs between two candidates if they differ at all."""
     conv, dtype, how = layer.modules[0], _dtype(chosen), _options(chosen)
-    maps: Any = torch.empty(batch, *layer.shape, dtype=dtype, device="meta")
+    last = torch.channels_last
+    maps: Any = torch.empty(batch, *layer.shape, dtype=dtype, device="meta", memory_format=last)
     pieces = images_per_piece(maps, conv, how.piece_bytes)  # type: ignore[arg-type]
     row = packed_conv.images_per_row(maps, conv) if how.side_by_side else 1  # type: ignore[arg-type]
-    return dtype, pieces, row if pieces == batch else 1
+    return dtype, pieces, row if pieces == batch else 1, how.winograd and winograd.has_kernel(maps, conv)  # type: ignore[arg-type]
 
 
 def _dtype(chosen: Mapping[str, str]) -> torch.dtype:
