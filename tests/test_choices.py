@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_it_is_measured_once_and_again_where_something_differs(
 )
 def test_a_cache_that_is_not_ours_is_measured_again(text: str, counted: list[str], tmp_path: Path) -> None:
     found = find()
-    (file,) = (tmp_path / "cache" / "choices").iterdir()
+    (file,) = (tmp_path / "cache" / "choices").glob("*.json")
     file.write_text(text)
     assert find() == found
     assert len(counted) == 2 * ALL
@@ -156,6 +157,15 @@ def test_a_cache_that_cannot_be_written_is_not_needed(counted: list[str], tmp_pa
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert find() == find()
     assert len(counted) == 2 * ALL
+
+
+def test_what_starts_at_the_same_time_is_measured_once(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = tuning._measured
+    monkeypatch.setattr(tuning, "_measured", lambda *args: (time.sleep(0.2), measured(*args))[1])
+    with ThreadPoolExecutor(4) as pool:
+        found = [each.result() for each in [pool.submit(find) for _ in range(4)]]
+    assert len(counted) == ALL
+    assert all(each == found[0] for each in found)
 
 
 def test_a_network_that_only_numbers_decide_is_not_measured(counted: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vggexp.config import choices
 from vggexp.config.schema import Config
 from vggexp.errors import UserError
-from vggexp.models.cpu import tuning
+from vggexp.models.cpu import compiler, tuning
 from vggexp.runs import layout
 from vggexp.system import files, terminal
 
@@ -41,6 +41,8 @@ def of_run(
     elif before in tuning.CHOICES["precision"]:
         kept = {"precision": {"chosen": before, "seconds": {}}}
     exact, found = choices.resolved(cfg, dimensions, kept)
+    if first and kept and tuning.options(kept).winograd and compiler.library("winograd") is None:
+        terminal.say("Winograd's convolutions, by which the run began, cannot be compiled here: torch's round otherwise")
     if first:
         files.write_text(path, json.dumps(found, indent=2) + "\n")
         if (text := choices.line(found)) is not None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vggexp.models.cpu import batchnorm, maxpool, packed_conv, winograd
 from vggexp.models.cpu.maxpool import pair
+from vggexp.models.cpu.packed_conv import gradients
 
 MAX_PIECES = 64  # pieces of a batch, about: the calls for more of them would cost more than they save
 
@@ -89,6 +90,12 @@ def _run_fused(maps: Tensor, layers: list[nn.Module], options: Options) -> tuple
     """The output of the leading layers and how many they are; None where layer by layer is fastest."""
     first, grad = layers[0], torch.is_grad_enabled()
     conv, pool, count = _leading_layers(layers)
+    if isinstance(first, nn.Conv2d) and options.winograd and winograd.has_kernel(maps, first):
+        with_pool = pool is not None and maxpool.usual(pool)
+        after = winograd.POOL if with_pool else winograd.RELU if count > 1 and pool is None else winograd.NOTHING
+        needs_gradient = grad and (maps.requires_grad or first.weight.requires_grad)
+        output = winograd.Convolution.apply(maps, first.weight, first.bias, after, needs_gradient)
+        return output, count if after else 1
     if count > 1:
         if conv is not None and images_per_piece(maps, conv, options.piece_bytes) < len(maps):
             needs_gradient = grad and (maps.requires_grad or conv.weight.requires_grad)
@@ -99,8 +106,6 @@ def _run_fused(maps: Tensor, layers: list[nn.Module], options: Options) -> tuple
         count = 2 if len(layers) > 1 and isinstance(layers[1], nn.ReLU) else 1
         if batchnorm.has_kernel(maps, first):
             return batchnorm.batch_norm(maps, first, relu=count > 1), count
-    if isinstance(first, nn.Conv2d) and options.winograd and winograd.has_kernel(maps, first):
-        return winograd.Convolution.apply(maps, first.weight, first.bias), 1
     if isinstance(first, nn.Conv2d) and options.side_by_side:
         count = packed_conv.images_per_row(maps, first)
         return (packed_conv.convolve(maps, first, count), 1) if count > 1 else None
@@ -134,7 +139,6 @@ class _InPieces(torch.autograd.Function):
     ) -> Tensor:
         ctx.conv, ctx.pool, ctx.one_pass = conv, pool, False
         ctx.images = images_per_piece(maps, conv, options.piece_bytes)
-        ctx.winograd = options.winograd and winograd.has_kernel(maps, conv)
         dtype = _dtype(maps)
         kernel, shift = weight.to(dtype), bias.to(dtype)
         output: Any = None
@@ -142,10 +146,7 @@ class _InPieces(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for start in range(0, len(maps), ctx.images):
                 piece = slice(start, start + ctx.images)
-                if ctx.winograd:
-                    found = winograd.convolve(maps[piece], kernel, shift)
-                else:
-                    found = F.conv2d(maps[piece].to(dtype), kernel, shift, conv.stride, conv.padding)
+                found = F.conv2d(maps[piece].to(dtype), kernel, shift, conv.stride, conv.padding)
                 if output is None:
                     ctx.shape, ctx.one_pass = found.shape, pool is not None and maxpool.has_kernel(found, pool)
                     output, positions = _buffers(found, pool, len(maps), needs_gradient, ctx.one_pass)
@@ -189,11 +190,7 @@ class _InPieces(torch.autograd.Function):
                     unpool(piece_gradient, buffer, *_window(ctx.pool), positions[piece], grad_input=buffer)
                 piece_gradient = buffer
             of_piece = maps[piece].to(output.dtype)
-            given = piece_gradient, of_piece, kernel
-            if ctx.winograd:
-                to_maps, to_weight, to_bias = winograd.gradients(*given, wanted)
-            else:
-                to_maps, to_weight, to_bias = packed_conv.gradients(*given, ctx.conv.stride, padding, wanted)
+            to_maps, to_weight, to_bias = gradients(piece_gradient, of_piece, kernel, ctx.conv.stride, padding, wanted)
             weight_gradient += to_weight
             bias_gradient += to_bias
             if maps_gradient is not None:

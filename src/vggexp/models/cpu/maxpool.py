@@ -19,9 +19,14 @@ def pair(size: Any) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
+def usual(pool: nn.MaxPool2d) -> bool:
+    """Whether a pool, which has no padding and no dilation, halves height and width."""
+    return pair(pool.kernel_size) == pair(pool.stride) == (2, 2)
+
+
 def has_kernel(maps: Tensor, pool: nn.MaxPool2d) -> bool:
-    """Whether there is a kernel for such maps and such a pool, which has no padding and no dilation."""
-    return pair(pool.kernel_size) == pair(pool.stride) == (2, 2) and compiler.has_kernel(maps, "maxpool")
+    """Whether there is a kernel for such maps and such a pool."""
+    return usual(pool) and compiler.has_kernel(maps, "maxpool")
 
 
 def forward(maps: Tensor, output: Tensor, positions: Tensor | None) -> None:

@@ -11,16 +11,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from vggexp.models.cpu import packed_conv, winograd
 from vggexp.models.cpu.fused import Block, Options, images_per_piece
-from vggexp.system import files, hardware, paths
+from vggexp.system import files, hardware, memory, paths
 
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "fp32 convolutions": {"direct": {}, "Winograd's": {"winograd": True}},
@@ -32,6 +33,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
 
 MARGIN = 1.05  # how many times as fast as the default another candidate has to be
 ROUNDS, SECONDS = 10, 0.1  # of a choice: no layer and no third round is begun after so long
+PATIENCE = 60  # seconds that a process waits for another that measures, so that both choose the same
 WORK = 5e8  # floating-point operations of a candidate's run
 
 Found = dict[str, dict[str, Any]]
@@ -147,16 +149,19 @@ def find(net: nn.Module, shape: tuple[int, ...], batch: int, precision: str | No
     machine = (hardware.description(), torch.get_num_threads(), torch.__version__, own)
     facts = (machine, [(name, count) for name, (_, count) in convolutions.items()], batch, precision)
     path = paths.cache() / "choices" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
-    if not again:
-        with suppress(OSError, ValueError, RecursionError, TypeError):
-            kept = checked(json.loads(files.content(path)))
-            if kept is not None and kept.keys() == CHOICES.keys() - ({"precision"} if precision else set()):
-                return kept
-    found = _measured(list(convolutions.values()), batch, precision)
-    with suppress(OSError):  # the cache cannot be written: the next run measures again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps(found))
-    return found
+    with ExitStack() as stack:
+        with suppress(OSError, Timeout):  # the cache cannot be written, or another process measures for very long
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.parent / ".lock", timeout=PATIENCE))
+        if not again:
+            with suppress(OSError, ValueError, RecursionError, TypeError):
+                kept = checked(json.loads(files.content(path)))
+                if kept is not None and kept.keys() == CHOICES.keys() - ({"precision"} if precision else set()):
+                    return kept
+        found = _measured(list(convolutions.values()), batch, precision)
+        with suppress(OSError):
+            files.write_text(path, json.dumps(found))
+        return found
 
 
 def _measured(convolutions: list[tuple[Layer, int]], batch: int, precision: str | None) -> Found:
@@ -168,7 +173,7 @@ def _measured(convolutions: list[tuple[Layer, int]], batch: int, precision: str 
             continue
         ways = {each: chosen | {name: each} for each in candidates}
         differing = [own for own in convolutions if len({_way(own[0], batch, way) for way in ways.values()}) > 1]
-        seconds = _seconds(_sample(differing, batch, name == "pieces"), ways)
+        seconds = _seconds(_sample(differing, batch, name), ways)
         chosen[name] = choose(seconds, chosen[name])
         found[name] = {"chosen": chosen[name], "seconds": seconds}
     return found
@@ -178,6 +183,7 @@ def _seconds(sample: list[tuple[Layer, int, float]], ways: Mapping[str, Mapping[
     """What a step would take, on one thread, of each way to run a sample of its layers."""
     seconds: dict[str, float] = {}
     threads, end = torch.get_num_threads(), time.thread_time() + SECONDS
+    memory.keep_freed()  # as in training
     torch.set_num_threads(1)  # on a machine with other work, several would wait for each other, and that would count
     try:
         with torch.random.fork_rng([]):
@@ -210,17 +216,20 @@ def _dtype(chosen: Mapping[str, str]) -> torch.dtype:
     return torch.bfloat16 if chosen["precision"] == "bf16-mixed" else torch.float32
 
 
-def _sample(convolutions: list[tuple[Layer, int]], batch: int, pieces: bool) -> list[tuple[Layer, int, float]]:
+def _sample(convolutions: list[tuple[Layer, int]], batch: int, choice: str) -> list[tuple[Layer, int, float]]:
     """Layers worth measuring, on how many images, and how many times as much work they are in a step.
 
     For the size of pieces, those with the largest maps, as many as make two pieces; else those with the most work, on
-    few images, of which a part of the rows where one is too much.
+    few images, of which a part of the rows where one is too much. For Winograd's algorithm only the first, on more
+    images, as each call has to transform the weights.
     """
-    allowed, largest = WORK, max(candidate["piece_bytes"] for candidate in CHOICES["pieces"].values())
+    pieces, largest = choice == "pieces", max(candidate["piece_bytes"] for candidate in CHOICES["pieces"].values())
+    most, allowed = (1, 2 * WORK) if choice == "fp32 convolutions" else (max(1, len(convolutions)), WORK)
+    work = allowed / most
     sample: list[tuple[Layer, int, float]] = []
-    for layer, count in sorted(convolutions, key=lambda x: -x[0].outputs if pieces else -x[0].operations * x[1]):
-        part = layer if pieces else layer.cropped(WORK / len(convolutions))
-        images = 2 * largest // (4 * layer.outputs) if pieces else WORK / len(convolutions) / part.operations
+    for layer, count in sorted(convolutions, key=lambda x: -x[0].outputs if pieces else -x[0].operations * x[1])[:most]:
+        part = layer if pieces else layer.cropped(work)
+        images = 2 * largest // (4 * layer.outputs) if pieces else work / part.operations
         images = min(batch, 1 << max(0, int(images).bit_length() - 1))
         allowed -= images * part.operations
         if sample and allowed < 0:

@@ -5,6 +5,7 @@ The mathematics is the convolution's own; rounding differs. What a tile gives do
 N images, C channels, H×W pixels. Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,44 +31,55 @@ def has_kernel(maps: Tensor, conv: nn.Conv2d) -> bool:
     return usual and single and compiler.has_kernel(maps, "winograd")
 
 
-def convolve(maps: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(N, C, H, W) and weights, (C', C, 3, 3) → (N, C', H, W)."""
-    count, channels, height, width = maps.shape
-    outputs = len(kernel)
-    weights = OF_WEIGHTS @ kernel.unflatten(0, (-1, PANEL)).permute(3, 4, 0, 2, 1).reshape(9, -1)
-    output = torch.empty(count, outputs, height, width, memory_format=torch.channels_last)
-    scratch = torch.empty(torch.get_num_threads(), 36, TILES * (channels + outputs) + 2 * PANEL)
-    sizes = TILES, count, height, width, channels, outputs
-    compiler.call("winograd", "forward", maps.dtype, maps, weights, bias, output, scratch, *sizes)
-    return output
+NOTHING, RELU, POOL = range(3)
+"""What follows a convolution and is computed with it: nothing, ReLU, or a 2×2 max-pool and ReLU."""
 
 
-def gradients(gradient: Tensor, maps: Tensor, kernel: Tensor, wanted: list[bool]) -> list[Tensor | None]:
-    """The gradients of a convolution's input, weight and bias; None where one is not wanted."""
-    count, channels, height, width = maps.shape
-    outputs = len(kernel)
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    total = torch.zeros(36, outputs // PANEL, channels, PANEL)
-    scratch = torch.empty(36, TILES_OF_WEIGHTS * (channels + outputs) + 2 * PANEL)
-    sizes = TILES_OF_WEIGHTS, count, height, width, channels, outputs
-    compiler.call("winograd", "weights", maps.dtype, maps, gradient, total, scratch, *sizes)
-    weights = (OF_WEIGHTS.T @ total.flatten(1)).view(3, 3, -1, channels, PANEL)
-    return [
-        convolve(gradient, kernel.flip(2, 3).transpose(0, 1)) if wanted[0] else None,
-        weights.permute(2, 4, 3, 0, 1).flatten(0, 1),
-        gradient.sum((0, 2, 3)) if wanted[2] else None,
-    ]
+def _weights(kernel: Tensor) -> Tensor:
+    """(C', C, 3, 3) → (36, C' / PANEL, C, PANEL)."""
+    numbers = kernel.unflatten(0, (-1, PANEL)).permute(3, 4, 0, 2, 1).reshape(9, -1)
+    return OF_WEIGHTS @ numbers
+
+
+def _call(function: str, after: int, shape: Sequence[int], outputs: int, tensors: Sequence[Tensor | None]) -> None:
+    threads, tiles = (1, TILES_OF_WEIGHTS) if function == "weights" else (torch.get_num_threads(), TILES)
+    count, channels, height, width = shape
+    scratch = torch.empty(threads, 36, tiles * (channels + outputs) + 2 * PANEL)
+    sizes = after, tiles, count, height, width, channels, outputs
+    compiler.call("winograd", function, torch.float32, *tensors, scratch, *sizes)
 
 
 class Convolution(torch.autograd.Function):
-    """(N, C, H, W) → (N, C', H, W), for a convolution that has a kernel."""
+    """(N, C, H, W) and weights, (C', C, 3, 3) → (N, C', H, W), or half as high and wide after a pool."""
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(maps, weight)
-        return convolve(maps, weight, bias)
+    def forward(
+        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, after: int, needs_gradient: bool
+    ) -> Tensor:
+        count, _, height, width = maps.shape
+        halves = 2 if after == POOL else 1
+        shape, last = (count, len(weight), height // halves, width // halves), torch.channels_last
+        output, places = torch.empty(shape, memory_format=last), None
+        if needs_gradient and after == POOL:
+            places = torch.empty(shape, dtype=torch.uint8, memory_format=last)
+        _call("forward", after, maps.shape, len(weight), (maps, _weights(weight), bias, output, places))
+        if needs_gradient:
+            ctx.save_for_backward(maps, weight, output if after == RELU else places)
+            ctx.after = after
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(gradients(gradient, *ctx.saved_tensors, ctx.needs_input_grad))
+        maps, weight, saved = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        (outputs, channels), to_maps = weight.shape[:2], None
+        if ctx.needs_input_grad[0]:
+            to_maps = torch.empty_like(maps)
+            back = _weights(weight.flip(2, 3).transpose(0, 1))
+            _call("maps", ctx.after, maps.shape, outputs, (gradient, saved, back, to_maps))
+        total, to_bias = torch.zeros(36, outputs // PANEL, channels, PANEL), torch.zeros(outputs)
+        _call("weights", ctx.after, maps.shape, outputs, (maps, gradient, saved, total, to_bias))
+        numbers = (OF_WEIGHTS.T @ total.flatten(1)).view(3, 3, -1, channels, PANEL)
+        to_weight = numbers.permute(2, 4, 3, 0, 1).flatten(0, 1)
+        return to_maps, to_weight, to_bias if ctx.needs_input_grad[2] else None, None, None
