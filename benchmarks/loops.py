@@ -138,10 +138,15 @@ def bare(size: int, name: str, images: int) -> Callable[[], None]:
     """The bare loop: the same network, order, resize, dropout, optimizer and sums as ours."""
     from vggexp.data import DataModule, FashionMNIST
     from vggexp.models import VGG
+    from vggexp.models.cpu import tuning
     from vggexp.system import memory
 
     memory.keep_freed()
     net = VGG("vgg11", ratio=RATIO, image_size=size).to(DEVICE, memory_format=torch.channels_last)
+    if DEVICE == "cpu":
+        with torch.device("meta"):
+            same = VGG("vgg11", ratio=RATIO, image_size=size)
+        tuning.apply(net, tuning.find(same, (1, size, size), BATCH, {"fp32": "32-true", "bf16": "bf16-mixed"}[name]))
     data = DataModule(source=FashionMNIST(), resize=size, batch_size=BATCH, val_size=0, train_size=images)
     data.setup()
     optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True)

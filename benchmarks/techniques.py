@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.compare import hardware, write
 from benchmarks.loops import BATCH, LR, RATIO, chapter_network
 from vggexp.models import VGG
-from vggexp.models.cpu import maxpool
+from vggexp.models.cpu import maxpool, tuning
 from vggexp.models.cpu.fused import Block
 from vggexp.models.layers import Dropout
 from vggexp.system import memory
@@ -40,6 +40,7 @@ TECHNIQUES = (
     "dropout from uniform numbers",
     "a batch in pieces",
     "max-pool and ReLU in one pass",
+    "Winograd's convolutions",
     "bf16",
 )
 COLUMNS = ("technique, added to those above", "images/s", "× the row before", "× the chapter's step")
@@ -63,8 +64,9 @@ def variant(level: int, size: int) -> Callable[[], None]:
     total: Any = 0.0
     right: Any = 0
 
+    tuning.apply(net, {"fp32 convolutions": {"chosen": "Winograd's" if on("Winograd's convolutions") else "direct"}})
     one_pass = on("max-pool and ReLU in one pass")
-    kernel = contextlib.nullcontext() if one_pass else mock.patch.object(maxpool, "fits", return_value=False)
+    kernel = contextlib.nullcontext() if one_pass else mock.patch.object(maxpool, "has_kernel", return_value=False)
 
     def step() -> None:
         with kernel:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import compare, loops
+from benchmarks import compare, loops, techniques
 from benchmarks.peers import __main__ as peers
 from vggexp.models import VGG
 
@@ -131,3 +131,9 @@ def test_what_a_peer_lacks_is_named() -> None:
     why = peers.unavailable("compiled, tcmalloc", peers.Peer(list, env=(("LD_PRELOAD", ""),)))
     assert why is not None
     assert "apt-get install" in why
+
+
+@pytest.mark.parametrize("level", range(len(techniques.TECHNIQUES)), ids=techniques.TECHNIQUES)
+def test_every_technique_trains(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(techniques, "BATCH", 2)
+    techniques.variant(level, 32)()
