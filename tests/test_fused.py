@@ -87,18 +87,24 @@ def losses(net: nn.Module, lr: float, batch_size: int, steps: int = 40) -> list[
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize(
-    ("dtype", "batch_norm", "lr", "last", "tolerance"),
+    ("dtype", "batch_norm", "winograd", "lr", "last", "tolerance"),
     [
-        (torch.float32, False, 1e-4, 2.26, 1e-3),
-        (torch.float32, True, 1e-5, 2.28, 1e-3),
-        (torch.float64, False, 1e-3, 0.5, 1e-8),
+        (torch.float32, False, False, 1e-4, 2.26, 1e-3),
+        (torch.float32, False, True, 1e-5, 2.28, 1e-3),
+        (torch.float32, True, True, 1e-5, 2.28, 1e-3),
+        (torch.float64, False, False, 1e-3, 0.5, 1e-8),
     ],
-    ids=["fp32", "fp32, batch norm", "fp64"],
+    ids=["fp32", "fp32, Winograd's", "fp32, batch norm, Winograd's", "fp64"],
 )
 def test_the_loss_curve_matches_the_plain_path_over_40_steps(
-    dtype: torch.dtype, batch_norm: bool, lr: float, last: float, tolerance: float
+    dtype: torch.dtype,
+    batch_norm: bool,
+    winograd: bool,
+    lr: float,
+    last: float,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Compares our network with the chapter's: NCHW, one layer after another, ReLU before the max-pool.
 
@@ -106,13 +112,14 @@ def test_the_loss_curve_matches_the_plain_path_over_40_steps(
     is precise enough for the chapter's rate.
     """
     torch.manual_seed(0)
-    ratio = 4 if batch_norm else 16  # with 4, all channels are multiples of the kernels' sixteen
+    monkeypatch.setattr(fused.Block, "options", fused.Options(piece_bytes=60_000, winograd=winograd))
+    ratio = 4 if winograd else 16  # with 4, all channels are multiples of the kernels' sixteen
     net = VGG("vgg11", ratio=ratio, image_size=64, batch_norm=batch_norm, init="kaiming").to(dtype)
     chapter = plain(net)
     for block in chapter.features:  # type: ignore[union-attr]
         layers = list(block)
         block.__init__(*layers[:-2], layers[-1], layers[-2])
-    batch_size = 16 if batch_norm else 32
+    batch_size = 16 if winograd else 32
     ours, theirs = (losses(each, lr, batch_size) for each in (net.to(memory_format=torch.channels_last), chapter))
     assert ours[0] > 2.2
     assert ours[-1] < last
