@@ -42,7 +42,9 @@ def of_run(
         kept = {"precision": {"chosen": before, "seconds": {}}}
     exact, found = choices.resolved(cfg, dimensions, kept)
     if first and kept and tuning.options(kept).winograd and compiler.library("winograd") is None:
-        terminal.say("Winograd's convolutions, by which the run began, cannot be compiled here: torch's round otherwise")
+        terminal.say(
+            "Winograd's convolutions, by which the run began, cannot be compiled here: torch's round otherwise"
+        )
     if first:
         files.write_text(path, json.dumps(found, indent=2) + "\n")
         if (text := choices.line(found)) is not None:

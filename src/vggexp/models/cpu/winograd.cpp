@@ -220,7 +220,7 @@ void convolve(const Source &source, const float *weights, const Output &output, 
             for (long j = 0; j < k; j += PANEL)
                 for (long i = 0; i < count; i += TILES_AT_ONCE)
                     multiply<TILES_AT_ONCE, PANEL, false>(
-                        inputs + t * plane(tiles, c) + i * PANEL, PANEL, tiles * PANEL, weights + (t * k + j) * c,
+                        inputs + t * plane(tiles, c) + i * PANEL, PANEL, tiles * PANEL, weights + t * plane(k, c) + j * c,
                         products + t * plane(tiles, k) + j * tiles + i * PANEL, c);
         collapse(products, output, first, count, tiles);
     }
@@ -254,7 +254,7 @@ void of_weights(const Maps &input, const Source &gradient, float *out, float *bi
                 for (long i = 0; i < c; i += CHANNELS_AT_ONCE)
                     multiply<CHANNELS_AT_ONCE, 1, true>(
                         inputs + t * plane(tiles, c) + spot(0, i, tiles), 1, PANEL,
-                        gradients + t * plane(tiles, k) + j * tiles, out + (t * k + j) * c + i * PANEL, count);
+                        gradients + t * plane(tiles, k) + j * tiles, out + t * plane(k, c) + j * c + i * PANEL, count);
         }
     }
 }
@@ -269,7 +269,7 @@ template <class Work> void with_gradient(const float *gradient, const void *save
 
 }  // namespace
 
-// `maps` (N, H, W, C), `weights` (36, K / PANEL, C, PANEL), `bias` (K,) or nothing → `out`, (N, H, W, K) or pooled, and
+// `maps` (N, H, W, C), `weights` of winograd_weights.cpp, `bias` (K,) or nothing → `out`, (N, H, W, K) or pooled, and
 // there, if they are wanted, the `places` of the maxima.
 // Each thread needs 36 · (`tiles` · (C + K) + 2 · PANEL) numbers of `scratch`; `tiles` is a multiple of TILES_AT_ONCE.
 extern "C" void float32_forward(
@@ -279,7 +279,7 @@ extern "C" void float32_forward(
 }
 
 // The output's `gradient`, with the output behind ReLU or the places of a pool's maxima as `saved`, and the `weights` of
-// the convolution that goes back, (36, C / PANEL, K, PANEL) → the gradient of the maps, `out` (N, H, W, C).
+// the convolution that goes back → the gradient of the maps, `out` (N, H, W, C).
 extern "C" void float32_maps(
     const float *gradient, const void *saved, const float *weights, float *out, float *scratch, long after, long tiles,
     long n, long h, long w, long c, long k) {
@@ -288,8 +288,8 @@ extern "C" void float32_maps(
     });
 }
 
-// The same and the input, `maps` (N, H, W, C), add to the gradients of the weights, `out` (36, K / PANEL, C, PANEL), and
-// of the `bias` (K,).
+// The same and the input, `maps` (N, H, W, C), add to the gradients of the weights, `out`, laid out as they are, and of the
+// `bias` (K,).
 // `scratch` holds 36 · (`tiles` · (C + K) + 2 · PANEL) numbers.
 extern "C" void float32_weights(
     const float *maps, const float *gradient, const void *saved, float *out, float *bias, float *scratch, long after,

@@ -17,9 +17,6 @@ from vggexp.models.cpu import compiler
 PANEL = 16  # channels that the kernels take at a time
 TILES = 12  # that a thread transforms and multiplies at once, so that they stay in its cache
 TILES_OF_WEIGHTS = 48  # the same in the gradient of the weights, for all threads
-_ROWS = torch.tensor(((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))) / 24
-OF_WEIGHTS = torch.kron(_ROWS, _ROWS)
-"""(36, 9), from the numbers of a kernel to those by which the numbers of a tile are multiplied."""
 
 
 def has_kernel(maps: Tensor, conv: nn.Conv2d) -> bool:
@@ -28,17 +25,25 @@ def has_kernel(maps: Tensor, conv: nn.Conv2d) -> bool:
     usual &= (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
     usual &= conv.in_channels % PANEL == conv.out_channels % PANEL == 0
     single = maps.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return usual and single and compiler.has_kernel(maps, "winograd")
+    return usual and single and all(compiler.has_kernel(maps, name) for name in ("winograd", "winograd_weights"))
 
 
 NOTHING, RELU, POOL = range(3)
 """What follows a convolution and is computed with it: nothing, ReLU, or a 2×2 max-pool and ReLU."""
 
 
-def _weights(kernel: Tensor) -> Tensor:
-    """(C', C, 3, 3) → (36, C' / PANEL, C, PANEL)."""
-    numbers = kernel.unflatten(0, (-1, PANEL)).permute(3, 4, 0, 2, 1).reshape(9, -1)
-    return OF_WEIGHTS @ numbers
+def _weights(kernel: Tensor, back: bool = False) -> Tensor:
+    """(C', C, 3, 3) → (36, C' / PANEL, C, PANEL); `back`, for the gradient of the input, (36, C / PANEL, C', PANEL)."""
+    (outputs, inputs, down, across), (count, channels) = kernel.stride(), kernel.shape[:2]
+    found = torch.empty(36, count * channels + PANEL)
+    if back:  # input and output change places, and the kernel is turned by half
+        last = kernel[:, :, 2:, 2:]
+        compiler.call(
+            "winograd_weights", "forward", kernel.dtype, last, found, inputs, outputs, -down, -across, count, channels
+        )
+    else:
+        compiler.call("winograd_weights", "forward", kernel.dtype, kernel, found, *kernel.stride(), channels, count)
+    return found
 
 
 def _call(function: str, after: int, shape: Sequence[int], outputs: int, tensors: Sequence[Tensor | None]) -> None:
@@ -76,10 +81,13 @@ class Convolution(torch.autograd.Function):
         (outputs, channels), to_maps = weight.shape[:2], None
         if ctx.needs_input_grad[0]:
             to_maps = torch.empty_like(maps)
-            back = _weights(weight.flip(2, 3).transpose(0, 1))
-            _call("maps", ctx.after, maps.shape, outputs, (gradient, saved, back, to_maps))
-        total, to_bias = torch.zeros(36, outputs // PANEL, channels, PANEL), torch.zeros(outputs)
+            _call("maps", ctx.after, maps.shape, outputs, (gradient, saved, _weights(weight, back=True), to_maps))
+        total, to_weight, to_bias = (
+            torch.zeros(36, outputs * channels + PANEL),
+            torch.empty_like(weight),
+            torch.zeros(outputs),
+        )
         _call("weights", ctx.after, maps.shape, outputs, (maps, gradient, saved, total, to_bias))
-        numbers = (OF_WEIGHTS.T @ total.flatten(1)).view(3, 3, -1, channels, PANEL)
-        to_weight = numbers.permute(2, 4, 3, 0, 1).flatten(0, 1)
+        sizes = (*to_weight.stride(), channels, outputs)
+        compiler.call("winograd_weights", "backward", weight.dtype, total, to_weight, *sizes)
         return to_maps, to_weight, to_bias if ctx.needs_input_grad[2] else None, None, None
