@@ -29,7 +29,7 @@ from vggexp.runs import layout
 pytestmark = [pytest.mark.slow, pytest.mark.linux]
 JOBS = 12
 SWEEP = (
-    *("train", "-m", *QUICK, "trainer.max_epochs=20", "checkpoint.every_n_seconds=0.5"),
+    *("train", "-m", *QUICK, "trainer.max_epochs=8", "checkpoint.every_n_seconds=0.3"),
     *(f"seed=range({JOBS})", "hydra.sweep.dir=outputs/sweep"),
 )
 FOLDER = Path("outputs", "sweep")
@@ -107,7 +107,7 @@ def test_a_sweep_on_ray_outlives(
     count: Callable[[int, int], int],
 ) -> None:
     trials, draw = tally(f"Ray: {kind}"), random.Random(5)
-    for number in range(count(3, 1)):
+    for number in range(count(2, 1)):
         with trials.trial(f"{kind} {number}"):
             disk = tmp_path / f"{number}"
             disk.mkdir()
