@@ -1,5 +1,6 @@
 """`search=optuna`: the study survives every process and makes the same choices whether or not it was killed."""
 
+import contextlib
 import functools
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -17,7 +19,8 @@ from conftest import QUICK, TINY, refusal, started, vggexp
 from test_sweep import FORK, results, wait_for
 from vggexp.commands import train
 from vggexp.config import compose
-from vggexp.jobs.search import TRIES, Search, _distribution
+from vggexp.jobs import search
+from vggexp.jobs.search import SECRET, TRIES, Search, _distribution
 from vggexp.runs import layout, manifest
 from vggexp.runs import read as runs
 
@@ -178,6 +181,26 @@ def test_what_a_search_refuses(argument: str, text: str, tmp_path: Path, monkeyp
     assert text in refusal(lambda: train.main([*SEARCH, argument]))
 
 
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:{}@a/db", "mysql+pymysql://{0}:{0}@a:1/db?x=1", "//a?user=me&password={}"]
+)
+def test_a_password_is_refused_and_not_shown(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STUDY", url.format("hush"))
+    for argument in (f"search.storage='{url.format('hush')}'", "search.storage=${oc.env:STUDY}"):
+        text = refusal(lambda argument=argument: train.main([*SEARCH, argument]))
+        assert text.startswith("search.storage: holds a password")
+        assert "hush" not in text + "".join(capfd.readouterr())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://me@a:5432/db?sslmode=require", "sqlite:///C:/me@home/study.db"])
+def test_what_holds_no_password(url: str) -> None:
+    assert not SECRET.search(url)
+
+
 def test_a_search_without_multirun_says_what_is_missing() -> None:
     assert "add --multirun" in refusal(lambda: compose.config("search=optuna"))
 
@@ -264,6 +287,31 @@ def test_a_trial_that_cannot_be_chosen_fails(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(study.sampler, "sample_independent", broken)
     assert "ValueError: no" in refusal(lambda: searching({"lr": RATE})._ask(study, tmp_path))
     assert [trial.state.name for trial in study.get_trials()] == ["RUNNING", "FAIL"]
+
+
+@pytest.mark.parametrize(("place", "states"), [("_lock", ["RUNNING"]), ("_suggest", ["FAIL", "RUNNING"])])
+def test_a_trial_whose_process_died_while_it_was_made(
+    place: str, states: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SimpleNamespace(storage="of several", at_once=1, n_trials=2, seed=0, startup_trials=2)
+    made, study = searching({"lr": RATE, "depth": DEPTH}), optuna.create_study()
+    made.settings = settings
+    with monkeypatch.context() as patch, contextlib.ExitStack() as locks:
+        dead = iter([True])
+        suggest = optuna.Trial._suggest
+
+        def dies(*args: Any) -> Any:
+            if place == "_lock" or not next(dead, False):
+                raise KeyboardInterrupt
+            return suggest(*args)
+
+        patch.setattr(search if place == "_lock" else optuna.Trial, place, dies)
+        with pytest.raises(KeyboardInterrupt):
+            made._next(study, tmp_path, locks)
+    with contextlib.ExitStack() as locks:
+        (trial,) = made._next(study, tmp_path, locks)
+    assert trial.params.keys() == {"lr", "depth"}
+    assert [trial.state.name for trial in study.trials] == states
 
 
 def test_a_space_without_ends_is_refused() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -31,6 +32,8 @@ FAILED = ("failed", "unreadable")
 TRIES = 3  # starts of a trial whose process is killed each time, perhaps for want of memory
 
 JOURNAL = "journal:"
+SECRET = re.compile(r"://[^/:@]*:[^@]+@|[?&]\w*(?:password|passwd|pwd)=", re.IGNORECASE)
+"""A password in the URL of a database, which would be in the command and the file of every trial."""
 
 Space = dict[str, tuple[BaseDistribution, list[str]]]
 """What is searched, by key: a distribution and, where it is a choice, the texts of its values."""
@@ -41,6 +44,9 @@ class Search(Sweep):
 
     def sweep(self, arguments: list[str]) -> int:
         self.settings = compose.validate(OmegaConf.to_container(self.session.search, resolve=True), Settings, "search.")
+        if SECRET.search(self.settings.storage or ""):
+            where = "put it where the database's driver looks for it, for PostgreSQL into ~/.pgpass or PGPASSWORD"
+            raise UserError(f"search.storage: holds a password, which the trials' folders would show; {where}")
         self.space, self.fixed = self._space()
         first = [f"{key}={texts[0]}" for key, (_, texts) in self.space.items() if texts]
         cfg = self.session.job([*self.fixed, *first]).cfg
@@ -59,7 +65,8 @@ class Search(Sweep):
         self.storage = self.settings.storage or f"sqlite:///{folder.resolve() / layout.STUDY}"
         if self.storage.startswith(JOURNAL):
             self.storage = f"{JOURNAL}{Path(self.storage.removeprefix(JOURNAL)).resolve()}"
-        study = self._study(folder.name)
+        with FileLock(folder / layout.LOCK):  # two that begin at once would both make the tables of a new database
+            study = self._study(folder.name)
         self._check_space(study)
         self.write(folder, arguments, [], identity, common=common)
         failures = self._search(study, folder)
@@ -166,7 +173,11 @@ class Search(Sweep):
         for trial in study.get_trials(states=[TrialState.RUNNING]):
             here = settings.storage is None or (folder / str(trial.number)).is_dir()
             if len(trials) < settings.at_once and here and _lock(folder, trial.number, locks):
-                trials.append(trial)
+                place = folder / str(trial.number)
+                if trial.params.keys() < self.space.keys() and not (place / layout.TRIAL).exists():
+                    study.tell(trial.number, state=TrialState.FAIL)  # its process died while it chose the values
+                else:
+                    trials.append(trial)
             else:
                 others += 1
         while len(trials) < min(settings.at_once, settings.n_trials - _finished(study) - others):
@@ -182,11 +193,16 @@ class Search(Sweep):
     def _ask(self, study: optuna.Study, folder: Path) -> int:
         """A new trial's number."""
         before = len(study.get_trials(deepcopy=False))
+        place = folder / str(before)
+        place.mkdir(exist_ok=True)  # first: by its folder, a trial is found whose process dies in this moment
         try:
-            return study.ask({key: distribution for key, (distribution, _) in self.space.items()}).number
+            number = study.ask({key: distribution for key, (distribution, _) in self.space.items()}).number
+            if number != before:  # another sweep, in another folder, shares the study
+                place.rmdir()
+            return number
         except Exception as error:
             for trial in study.get_trials(deepcopy=False)[before:]:  # it may have been made before something failed
-                if trial.state == TrialState.RUNNING and not (folder / str(trial.number)).exists():
+                if trial.state == TrialState.RUNNING and (folder / str(trial.number)).exists():
                     study.tell(trial.number, state=TrialState.FAIL)
             raise UserError(f"search: Optuna cannot choose values: {described(error)}", 1) from error
 
@@ -219,7 +235,11 @@ def _finished(study: optuna.Study) -> int:
 
 
 def _lock(folder: Path, number: int, locks: contextlib.ExitStack) -> bool:
-    """Whether no other process works on a trial; none will from now on."""
+    """Whether no other process works on a trial; none will from now on.
+
+    The system, or the server of a shared disk, ends the lock of a process or host that dies. Unlike Optuna's heartbeat,
+    it does so for any storage, the trial keeps its checkpoints, and one that is slow is never taken for dead.
+    """
     (folder / str(number)).mkdir(exist_ok=True)
     with contextlib.suppress(Timeout):
         locks.enter_context(FileLock(folder / str(number) / layout.TRIAL_LOCK, timeout=0))
