@@ -69,6 +69,24 @@ def test_ctrl_c_reaches_the_jobs_of_another_launcher(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(tmp_path: Path) -> None:
+    """Submitit says so by SIGUSR2; without SLURM, it starts the job again itself."""
+    args = ["hydra/launcher=submitit_local", "hydra.sweep.dir=outputs/here"]
+    folder = tmp_path / "outputs" / "here"
+    with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=20", *args) as process:
+        while not (folder / "0" / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.output + process.errors
+            time.sleep(0.1)
+        os.kill(results(folder)["0"]["pid"], signal.SIGUSR2)
+        out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, out + error
+    assert len(results(folder)["0"]["segments"]) == 1
+    log = (folder / "0" / "output.log").read_text()
+    assert "vggexp: stopped by SIGUSR2" in log
+    assert log.count("epoch 20/20") == 1
+
+
+@pytest.mark.slow
 def test_ray_trains_on_every_node(
     expected: dict[str, list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,8 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -303,6 +304,38 @@ def test_jobs_that_start_together_divide_the_threads(
         Grid(session).launch(tmp_path, entries)
     assert os.environ["OMP_NUM_THREADS"] == threads
     assert [job[0] for job in launched[0]] == [f"seed={n}" for n in range(count)]
+
+
+def test_what_a_launcher_gets_more_or_less_reaches_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[list[str]] = []
+    fake = SimpleNamespace(launch=lambda jobs, initial_job_idx: launched.extend(jobs))
+    monkeypatch.setattr(sweep.launcher, "make", lambda *_: fake)
+    options = "hydra.launcher.additional_parameters"
+    args = ["-m", *SMALL, "seed=1,2", "hydra/launcher=submitit_slurm", f"+{options}.nice=9", f"~{options}.requeue"]
+    with compose.session(compose.parse(args)) as session:
+        entries = [overview.Entry(tmp_path / str(n), job.overrides, job.cfg) for n, job in enumerate(session.grid())]
+        Grid(session).launch(tmp_path, entries)
+        for number, overrides in enumerate(launched, start=1):
+            config = session.loader.load_sweep_config(session.sweep_config(tmp_path), overrides)
+            assert config.hydra.launcher.additional_parameters == {"nice": 9}
+            assert config.seed == number
+
+
+def test_a_job_that_another_process_has_just_done_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose.config(*SMALL)
+    content = manifest.collect(cfg)
+    done = content | {"status": "completed", "test/acc": 0.5}
+
+    @contextmanager
+    def lock(folder: Path, _: str) -> Iterator[None]:
+        manifest.write(folder, done)  # the other process does, before it lets go of the lock
+        yield
+
+    monkeypatch.setattr(manifest, "lock", lock)
+    assert job.train(cfg, tmp_path, content, content, in_sweep=True) == 0
+    assert manifest.load(tmp_path, "") == done
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def start_in_sweep(raw: DictConfig) -> int:
     """Trains a job of a sweep, in whatever process the launcher has chosen; returns the exit code.
 
     A run that completed stays as it is, one that was begun is resumed. No exception leaves this function, because it
-    would end the launcher; not even an interruption, which is in `result.json`.
+    would end the launcher; not even an interruption, which is in `result.json`, unless submitit waits for it.
     """
     terminal.prepare()
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -76,6 +77,8 @@ def start_in_sweep(raw: DictConfig) -> int:
         except UserError as error:
             return terminal.fail(error)
         except Interrupted as stop:
+            if "SUBMITIT_EXECUTOR" in os.environ and reason(stop.signum) == "SIGUSR2":
+                signal.raise_signal(stop.signum)  # submitit's, before the time is up: it queues the job again and exits
             if "SLURM_JOB_ID" in os.environ:
                 os._exit(stop.exit_code)  # a return would mean success; SLURM may start the job again
             return stop.exit_code
@@ -136,6 +139,8 @@ def train(
         with lock, Signals(interrupted) as signals:
             try:
                 if not is_worker():
+                    if in_sweep and manifest.load(folder, f"resume={folder}")["status"] in ("completed", "pruned"):
+                        return 0  # by a process that had the lock until now
                     if not in_sweep:
                         layout.tell(folder)
                     manifest.write(folder, content)

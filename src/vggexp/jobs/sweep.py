@@ -165,7 +165,8 @@ class Sweep(ABC):
             logging.getLogger(name).setLevel(logging.WARNING)  # the overview says it
         at = messages.quote("hydra.sweep.dir", folder.resolve())
         names = [messages.quote("hydra.sweep.subdir", entry.folder.relative_to(folder)) for entry in entries]
-        jobs = [[*entry.overrides, at, name] for entry, name in zip(entries, names, strict=True)]
+        own = [[o for o in entry.overrides if not o.startswith(("+hydra", "~hydra"))] for entry in entries]
+        jobs = [[*given, at, name] for given, name in zip(own, names, strict=True)]  # the others Hydra adds, once
         size = config.hydra.sweeper.max_batch_size or len(jobs)
         name = config.hydra.runtime.choices["hydra/launcher"]
         if name == "submitit_local":  # starts all at once; the other launchers divide the threads themselves

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from vggexp.system.paths import WINDOWS
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")  # of which no system has all
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")  # of which no system has all
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 CAN_BLOCK = hasattr(signal, "pthread_sigmask")
 GRACE = 3.0  # seconds that a starting program has to notice a signal; one that waits for other processes never does
