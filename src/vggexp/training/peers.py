@@ -64,7 +64,8 @@ class Peers(threading.Thread):
             return None
         peers = cls(environment, cfg.trainer.timeout, hardware.device(cfg.trainer.accelerator).type == "cuda")
         peers.start()
-        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and not peers.rank and not peers.is_server:
+        several = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and "c10d" in (peers.command or "")
+        if several and not peers.rank and not peers.is_server:
             advice = "so that a host that returns can join, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each host"
             terminal.say(f"torchrun: {advice}, before torchrun is started", stderr=True)
         return peers
