@@ -140,7 +140,7 @@ def test_a_dead_worker_costs_one_restart(
     """
     draw = random.Random(1)
     for number in range(count(20, 1)):
-        way = WAYS[number // 4 % 2]
+        way = WAYS[number // 4 % 2]  # static in the sample
         deaths = tally(f"hosts: worker killed, {way}")
         with deaths.trial(f"worker {number}"):
             own = number % 3 == 0
@@ -178,17 +178,8 @@ def typed(host: Host, way: str) -> Agent:
 
 
 BEGUN = ("cable", "clocks apart", "as typed")
-KINDS = (
-    "agent of b",
-    "agent of a",
-    "host b",
-    "host a",
-    "notice",
-    "cable for good",
-    "cable",
-    "clocks apart",
-    "as typed",
-)
+OFTEN = ("host b", "host a", "cable for good", "cable")
+KINDS = (*OFTEN, "agent of b", "agent of a", "notice", "clocks apart", "as typed")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,10 +196,13 @@ def test_a_run_outlives(
 ) -> None:
     if not request.config.getoption("--full"):
         pytest.skip("a trial of make faults")
+    if kind == "clocks apart" and way == "c10d":
+        pytest.skip("torchrun compares clocks there")
     if kind == "clocks apart" and shutil.which("faketime") is None:
         pytest.skip("clocks that differ need faketime (on Debian: apt-get install faketime)")
     trials, draw = tally(f"hosts: {kind}, {way}"), random.Random(2)
-    for number in range(count(3 if way == "static" else 2, 1)):
+    times = 1 if kind not in OFTEN else 3 if way == "static" else 2
+    for number in range(count(times, 1)):
         with trials.trial(f"{kind} {number}"):
             disk = tmp_path / str(number)
             disk.mkdir()
