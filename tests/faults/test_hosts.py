@@ -272,10 +272,13 @@ def test_fewer_hosts_go_on_and_one_that_returns_joins(
     count: Callable[[int, int], int],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Without dropout, the numbers are those of two processes up to rounding."""
+    """Without dropout, the numbers are those of two processes up to rounding.
+
+    At this rate they stay so: with a larger one, training itself makes a thousand times as much of a difference.
+    """
     if not request.config.getoption("--full"):
         pytest.skip("a trial of make faults")
-    args = ["model.dropout=0", "optimizer=sgd", "optimizer.lr=0.001", "scheduler=none", "trainer.max_epochs=120"]
+    args = ["model.dropout=0", "optimizer=sgd", "optimizer.lr=0.0002", "scheduler=none", "trainer.max_epochs=60"]
     done = vggexp("train", *START, *args, "trainer.devices=2", f"hydra.run.dir={RUN}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     expected = compare.outcome(tmp_path / RUN)
@@ -290,9 +293,10 @@ def test_fewer_hosts_go_on_and_one_that_returns_joins(
             lines = a.log.count("\nepoch ")
             until(partial(more_epochs, a, lines + 2), [a, b])
             finished([agents[0], torchrun(b, "c10d", *args, nodes="1:2")], [a, b])
+            assert len(manifest.load(folder, "")["segments"]) == 2  # with fewer, and with more
             found = compare.outcome(folder)
             assert found["result.json"]["steps"] == expected["result.json"]["steps"]
             for key in ("train/loss", "val/loss"):
                 losses = [[float(row[key]) for row in r["metrics.csv"] if key in row] for r in (found, expected)]
-                assert losses[0] == pytest.approx(losses[1], rel=1e-2, abs=1e-4)
+                assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     trials.check()
