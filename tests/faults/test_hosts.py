@@ -24,7 +24,7 @@ from vggexp.runs import layout, manifest
 pytestmark = [pytest.mark.slow, pytest.mark.linux]
 
 RUN = Path("outputs", "torchrun_run")
-LONG = 10  # epochs, so that there is time for a fault
+LONG = 20  # epochs, so that there is time for a fault
 TIMEOUT = 40  # seconds, for a machine that is busy with other tests, too
 START = (*ARGS, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.max_epochs={LONG}", f"trainer.timeout={TIMEOUT}")
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else torchrun tells a host that returns no address
@@ -134,7 +134,7 @@ def test_a_dead_worker_costs_one_restart(
     undisturbed: dict[str, Any],
     count: Callable[[int, int], int],
 ) -> None:
-    """In every other pair of trials the survivor is stopped before, which makes sure that the hosts return one by one.
+    """In some trials the survivor is stopped before, which makes sure that the hosts return one by one.
 
     In every third, each host has a disk of its own, and the second one receives the checkpoint from the first.
     """
@@ -151,7 +151,7 @@ def test_a_dead_worker_costs_one_restart(
             folder = (tmp_path / f"{number}-hosts" / "a" if own else disk) / RUN
             agents = begin(pair, folder, draw, way)
             killed, survivor = (worker(pair[(number + n + 1) % 2]) for n in range(2))
-            if number % 4 < 2:
+            if way == "c10d" and number % 4 < 2:  # where a host that was left tells the other one to start again
                 os.kill(survivor, signal.SIGSTOP)
             os.kill(killed, signal.SIGKILL)
             finished(agents, pair)
