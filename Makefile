@@ -90,7 +90,7 @@ benchmark-gpu: data ## measure whole epochs on one GPU, the table last
 equality: $(DEV) ## prove that a change alters no number: ARGS="make FOLDER" before and after, ARGS="compare ONE OTHER"
 	$(BIN)/python -m benchmarks.equality $(ARGS)
 
-faults: $(DEV) ## run every trial of the fault harness (about an hour)
+faults: $(DEV) ## run every trial of the fault harness (about two hours; several hosts take more than one)
 	$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
 mutants: $(DEV) ## break the code in 40 small places, one at a time, and name those that no test notices (more than an hour)

@@ -10,6 +10,8 @@ from torch import distributed
 from torch.distributed import TCPStore
 
 from conftest import configure, refusal
+from vggexp.errors import UserError
+from vggexp.system import terminal
 from vggexp.training import peers
 from vggexp.training.peers import Peers
 
@@ -55,9 +57,12 @@ def test_each_attempt_meets_in_a_part_of_the_store_of_its_own(monkeypatch: pytes
 
 
 def test_what_an_earlier_attempt_has_left_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch, store: TCPStore) -> None:
+    monkeypatch.setattr(peers, "ABSENT", 5)
     store.set("vggexp/1", "earlier b True 7")
-    first = start(monkeypatch, 0, "a", seconds=3)
+    first = start(monkeypatch, 0, "a", seconds=1)
+    began = time.monotonic()
     assert refusal(first.meet) == "trainer.strategy=ddp: lost the process on host b"
+    assert 6 < time.monotonic() - began < 15  # it may be about to return
     first.end()
 
 
@@ -73,6 +78,27 @@ def test_a_process_that_is_killed_is_named_by_its_host(monkeypatch: pytest.Monke
     assert first.missed() == "lost the process on host b"
     assert time.monotonic() - began < 10
     first.end()
+
+
+def test_a_process_that_is_started_again_is_another_one(monkeypatch: pytest.MonkeyPatch, store: TCPStore) -> None:
+    first, second = (start(monkeypatch, rank, "b") for rank in range(2))
+    second._waits = True
+    first.meet()
+    second.meet()
+    second.end()
+    third = start(monkeypatch, 1, "b")
+    monkeypatch.setattr(peers, "SILENT", 2.5)
+    assert first.missed() == "lost the process on host b"
+    third.end()
+    first.end()
+
+
+def test_the_command_to_go_on_is_printed_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    command = f"torchrun {' '.join(f'--option={n}' for n in range(100))}"
+    assert terminal.fail(UserError("x" * 1000 + ": ", 1, command)) == 1
+    line = capfd.readouterr().err
+    assert line.endswith(f": {command}\n")
+    assert len(line) < 500 + len(command)
 
 
 def test_a_run_of_one_process_has_no_peers(monkeypatch: pytest.MonkeyPatch, store: Any) -> None:

@@ -8,11 +8,12 @@ class UserError(Exception):
 
     Args:
         exit_code: 2 for a wrong command or config, 1 for a problem of the machine (no data, a full disk).
+        command: ends the message, and is printed whole however long it is, to be copied.
     """
 
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    def __init__(self, message: str, exit_code: int = 2, command: str = "") -> None:
+        super().__init__(message + command)
+        self.exit_code, self.command = exit_code, command
 
 
 class Pruned(Exception):

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from vggexp.errors import UserError
 from vggexp.system.paths import WINDOWS
-from vggexp.system.text import clean, message
+from vggexp.system.text import clean, label, message
 
 BAR = "VGGEXP_BAR"  # the environment variable that wants a progress bar in plain text, also outside a terminal
 STREAMS = {"stdout": 1, "stderr": 2}
@@ -171,5 +171,6 @@ def split(text: str) -> list[str]:
 
 def fail(error: UserError) -> int:
     """Prints a user's mistake in one line; returns the exit code."""
-    print(f"vggexp: {message(str(error))}", file=sys.stderr)
+    text = str(error).removesuffix(error.command)
+    print(f"vggexp: {message(text)}{label(error.command)}", file=sys.stderr)
     return error.exit_code

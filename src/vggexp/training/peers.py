@@ -26,6 +26,7 @@ from vggexp.config.schema import Config
 from vggexp.errors import UserError
 from vggexp.system import files, hardware, terminal
 
+ABSENT = 600.0  # seconds that a process waits for one that has not appeared yet, as torchrun does for a host
 SILENT = 4.0  # seconds without a sign of life after which a process is lost whose connection broke
 CHUNK = 2**26  # bytes of a file that are sent at once
 
@@ -67,7 +68,8 @@ class Peers(threading.Thread):
             return None
         peers = cls(environment, cfg.trainer.timeout, hardware.device(cfg.trainer.accelerator).type == "cuda")
         peers.start()
-        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and not peers.rank and not peers.is_server:
+        several = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and "c10d" in (peers.command or "")
+        if several and not peers.rank and not peers.is_server:
             advice = "so that a host that returns can join, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each host"
             terminal.say(f"torchrun: {advice}, before torchrun is started", stderr=True)
         return peers
@@ -83,8 +85,11 @@ class Peers(threading.Thread):
                 values = self._store.multi_get([keys[rank] for rank in known])
                 self._answered = time.monotonic()
                 for rank, value in zip(known, values, strict=True):
-                    before, self._signs[rank] = self._signs.get(rank), value.decode().split()
-                    if before and self._signs[rank] != before:  # not what a process of an earlier attempt has left
+                    before, now = self._signs.get(rank), value.decode().split()
+                    if before and self._met.is_set() and now[0] != before[0]:
+                        continue  # the process that this one has met is gone, and its host has started another
+                    self._signs[rank] = now
+                    if before and now != before:  # not what a process of an earlier attempt has left
                         self._changed[rank] = self._answered
                 if self._waits and not self._met.is_set():
                     self._agree()
@@ -115,10 +120,14 @@ class Peers(threading.Thread):
         distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=seconds)
 
     def lost(self, seconds: float) -> str | None:
-        """Which hosts have given no sign of life for so long, in words; None if all have."""
+        """Which hosts have given no sign of life for so long, in words; None if all have.
+
+        One that has not appeared yet may be about to return, and to give up would cost one of torchrun's restarts.
+        """
         since = time.monotonic() - seconds
+        began = self._began if self._met.is_set() else self._began + ABSENT
         others = [rank for rank in range(self.world) if rank != self.rank]
-        silent = [rank for rank in others if self._changed.get(rank, self._began) < since]
+        silent = [rank for rank in others if self._changed.get(rank, began) < since]
         if self._answered < since:
             silent = [0]  # whose host holds the store
         names = {self._signs[r][1] if r in self._signs else self._address if r == 0 else f"of rank {r}" for r in silent}

@@ -100,8 +100,8 @@ def run(
     except Exception as error:
         if peers and isinstance(error, RuntimeError) and (lost := peers.missed()):
             again = peers.command or f"the same command, with {terminal.argument(folder, 'resume')}"
-            where = "if nothing starts it again, on every host"
-            raise UserError(f"trainer.strategy=ddp: {lost}; to continue, {where}: {again}", 1) from error
+            where = "if nothing starts it again, on every host, here by"
+            raise UserError(f"trainer.strategy=ddp: {lost}; to continue, {where}: ", 1, again) from error
         signals.check()  # if one has cut something short, the error only follows from that
         if prepared is None:
             raise
