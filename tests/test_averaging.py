@@ -201,7 +201,8 @@ def test_a_decay_that_is_none_is_refused(value: str) -> None:
 def test_a_compiled_network_is_averaged_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # its code need not be fast
     for folder, options in (("plain", []), ("compiled", ["trainer.compile=default"])):
-        run(configure(*EMA, "model.dropout=0", *options), tmp_path / folder)
+        # without eps, Adam makes of a gradient's rounding about zero a whole step
+        run(configure(*EMA, "model.dropout=0", "optimizer.eps=0.001", *options), tmp_path / folder)
     plain, compiled = last(tmp_path / "plain"), last(tmp_path / "compiled")
     for key in ("state_dict", "current_model_state"):
         for name, weight in plain[key].items():

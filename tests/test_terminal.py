@@ -20,7 +20,7 @@ EVERY = {
     "runs": ["runs", "{run}"],
     "runs as json": ["runs", "{run}", "json=true"],
     "report": ["report", "{run}", "output={out}"],
-    "summary": ["summary", "model=vgg11"],
+    "summary": ["summary", "model=vgg11", "model.ratio=16", "data.resize=32"],
     "evaluate": ["evaluate", "run={run}", "output={out}", "allowed_packages=[synthetic]"],
     "predict": ["predict", "run={run}", "input={out}/some.idx", "format=csv", "allowed_packages=[synthetic]"],
     "export": ["export", "run={run}", "output={out}", "formats=torch", "allowed_packages=[synthetic]"],

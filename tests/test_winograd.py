@@ -45,7 +45,6 @@ def test_output_and_gradients_match_the_plain_layers(
     number: int, inputs: int, outputs: int, height: int, width: int, learns: bool, bias: bool, after: int
 ) -> None:
     layer, images = conv(inputs, outputs, bias=bias), maps(number, inputs, height, width)
-    assert winograd.has_kernel(images, layer)
     results = []
     for exact in (True, False):
         each = conv(inputs, outputs, bias=bias).double() if exact else layer
@@ -99,6 +98,12 @@ def test_what_an_image_gives_does_not_depend_on_those_beside_it() -> None:
 )
 def test_other_convolutions_have_no_kernel(layer: nn.Conv2d) -> None:
     assert not winograd.has_kernel(maps(2, layer.in_channels, 8, 8), layer)
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize(("size", "saves"), [(2, False), (3, True), (4, True), (5, False), (6, True), (28, True)])
+def test_maps_that_leave_much_of_a_tile_empty_have_no_kernel(size: int, saves: bool) -> None:
+    assert winograd.has_kernel(maps(2, 16, size, size), conv()) == saves
 
 
 @NEEDS_COMPILER
