@@ -107,7 +107,7 @@ def test_scalars_match_the_run(page: Page, url: str, sweep: Path) -> None:
     page.get_by_role("combobox", name="Filter tags (regex)").fill("^test/loss$")
     card = page.locator("scalar-card").first
     for n in (0, 1):
-        expect(card).to_contain_text(f"{manifest.load(sweep / str(n), '')['test/loss']:.4g}")
+        expect(card).to_contain_text(f"{manifest.load(sweep / str(n), '')['test/loss']:.4f}".rstrip("0"))
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_several_processes(tally: Callable[[str], Tally], tmp_path: Path, count:
             assert whole["test/acc"] * TEST == pytest.approx(round(whole["test/acc"] * TEST), abs=1e-4)
             expected = compare.outcome(tmp_path / f"whole {world}" / "outputs" / "run")
             for name, weight in expected["last.ckpt"]["state_dict"].items():
-                torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=1e-3)  # half of one step's `lr`
 
             cwd = tmp_path / f"stopped {world}"
             stop(world, cwd, signal.SIGINT if world % 2 else signal.SIGTERM, everybody=world % 2 == 1)
