@@ -6,8 +6,8 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 EXTRAS ?=
 ARGS   ?=
-# tests of a file share fixtures, so one worker runs them all; the longest files begin
-PYTEST := -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+# tests of a file share fixtures, so one worker runs them all; the longest files begin; many wait, so three keep two cores busy
+PYTEST := -m pytest -n 3 --dist=loadfile --no-loadscope-reorder
 # what `make test-versions` tries: a Python, and which of the packages that pyproject.toml allows
 VERSIONS ?= 3.11:lowest-direct 3.12:highest 3.13:highest
 # of a command, what concerns the data alone
