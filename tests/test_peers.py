@@ -57,12 +57,12 @@ def test_each_attempt_meets_in_a_part_of_the_store_of_its_own(monkeypatch: pytes
 
 
 def test_what_an_earlier_attempt_has_left_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch, store: TCPStore) -> None:
-    monkeypatch.setattr(peers, "ABSENT", 5)
+    monkeypatch.setattr(peers, "ABSENT", 2)
     store.set("vggexp/1", "earlier b True 7")
-    first = start(monkeypatch, 0, "a", seconds=1)
+    first = start(monkeypatch, 0, "a", seconds=4)  # a busy machine may miss a sign or two
     began = time.monotonic()
     assert refusal(first.meet) == "trainer.strategy=ddp: lost the process on host b"
-    assert 6 < time.monotonic() - began < 15  # it may be about to return
+    assert 6 < time.monotonic() - began < 20  # it may be about to return
     first.end()
 
 
