@@ -111,6 +111,7 @@ def test_other_maps_have_no_kernel() -> None:
     images = maps(2, 16, 8, 8)
     assert winograd.has_kernel(images, conv())
     assert not winograd.has_kernel(images.double(), conv())
+    assert not winograd.has_kernel(images, conv().bfloat16())
     assert not winograd.has_kernel(images.bfloat16(), conv())
     assert not winograd.has_kernel(images.contiguous(), conv())
     with torch.autocast("cpu", torch.bfloat16):

@@ -18,11 +18,15 @@ MIN_IMAGES = 4  # with fewer images in a row, packing them costs more than it sa
 Pair = tuple[int, ...]  # along height and width
 
 
+def usual(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is 3×3 and leaves height and width as they are."""
+    same = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+    return same and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
+
+
 def images_per_row(maps: Tensor, conv: nn.Conv2d) -> int:
     """How many images to put side by side; 1 where that does not help or `conv` has other options than ours."""
-    usual = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-    usual &= (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
-    if not usual or (torch.is_autocast_enabled("cpu") and maps.dtype != torch.get_autocast_dtype("cpu")):
+    if not usual(conv) or (torch.is_autocast_enabled("cpu") and maps.dtype != torch.get_autocast_dtype("cpu")):
         return 1
     fit = ROW_PIXELS // (maps.shape[3] + 1)
     return math.gcd(len(maps), 1 << (fit.bit_length() - 1)) if fit >= MIN_IMAGES else 1

@@ -12,25 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vggexp.models.cpu import compiler
+from vggexp.models.cpu import compiler, packed_conv
 
 PANEL = 16  # channels that the kernels take at a time
 TILES = 12  # that a thread transforms and multiplies at once, so that they stay in its cache
-SAVED = 2  # times as many multiplications as a direct convolution must need; 4 where a tile's outputs are all wanted
 TILES_OF_WEIGHTS = 48  # the same in the gradient of the weights, for all threads
+SAVED = 2  # times as many multiplications as a direct convolution must need; 4 where a tile's outputs are all wanted
 
 
 def has_kernel(maps: Tensor, conv: nn.Conv2d) -> bool:
     """Whether there is a kernel for such a convolution, and enough of each tile lies on such maps."""
     height, width = maps.shape[2:]
     saves = height * width >= SAVED * 4 * -(-height // 4) * -(-width // 4)
-    usual = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-    usual &= (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
-    usual &= conv.in_channels % PANEL == conv.out_channels % PANEL == 0
-    single = maps.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return (
-        saves and usual and single and all(compiler.has_kernel(maps, name) for name in ("winograd", "winograd_weights"))
-    )
+    usual = packed_conv.usual(conv) and conv.in_channels % PANEL == conv.out_channels % PANEL == 0
+    single = maps.dtype == conv.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    names = ("winograd", "winograd_weights")
+    return saves and usual and single and all(compiler.has_kernel(maps, name) for name in names)
 
 
 NOTHING, RELU, POOL = range(3)
