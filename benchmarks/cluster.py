@@ -1,11 +1,11 @@
 """Computes where data parallelism stops to scale: what a step computes against what its processes must exchange.
 
     python -m benchmarks.cluster            the table for 8, 64 and 512 GPUs, VGG-11 at 224 px (a second)
-    python -m benchmarks.cluster --check    two processes here, joined by a link that tc slows: prediction, measurement
+    python -m benchmarks.cluster --check    one to four processes here, whose links tc slows: prediction, measurement
 
 The table assumes a GPU's peak, the share of it that training reaches, and the bandwidth by which a machine's GPUs reach
 others; options set them. Operations and gradients are the network's own counts. --check needs Linux, root and iproute2:
-its two processes are in network namespaces of their own.
+its processes are in network namespaces of their own.
 """
 
 import argparse
@@ -38,12 +38,22 @@ DELAY = 10e-6  # seconds until a message arrives
 PAYLOAD = 1448 / 1514  # of a packet of TCP
 HOOKS = ("none", "fp16", "PowerSGD")
 RANK = 2  # of PowerSGD
-RATES = ("none", "300mbit", "100mbit")  # to which --check slows the link
+RATES = ("none", "300mbit", "100mbit")  # to which --check slows the links
+PROCESSES = (1, 2, 3, 4)
 COLUMNS = (
     *("ratio", "GPUs", "network", "gradients, MB", "of linear layers", "all-reduce, ms", "computing, ms", "step, ms"),
     *("efficiency", "with fp16", "with PowerSGD", "with buckets of 200 MB", "with batches four times as large"),
 )
-CHECKED = ("link", "gradients as", "MB sent by each", "computing, s", "predicted step, s", "measured step, s", "ratio")
+CHECKED = (
+    "processes",
+    "link",
+    "gradients as",
+    "MB sent by each",
+    "computing, s",
+    "predicted step, s",
+    "measured step, s",
+    "ratio",
+)
 
 
 def network_layers(ratio: int, size: int = 224) -> list[Layer]:
@@ -108,24 +118,27 @@ def table(batch: int, speed: float) -> list[list[str]]:
 
 
 @contextmanager
-def two_hosts() -> Iterator[list[list[str]]]:
-    """Two network namespaces joined by a cable: for each, what starts a command there."""
-    names = [f"vggexp-cluster-{os.getpid()}-{end}" for end in "01"]
+def connected(count: int) -> Iterator[list[list[str]]]:
+    """Network namespaces joined by a switch: for each, what starts a command there."""
+    *names, switch = [f"vggexp-cluster-{os.getpid()}-{end}" for end in (*range(count), "switch")]
 
     def ip(text: str) -> None:
         subprocess.run(["ip", *text.split()], check=True)
 
     try:
-        for name in names:
-            ip(f"netns add {name}")
-        ip(f"-n {names[0]} link add eth0 type veth peer name eth0 netns {names[1]}")
+        ip(f"netns add {switch}")
+        ip(f"-n {switch} link add switch type bridge")
+        ip(f"-n {switch} link set switch up")
         for number, name in enumerate(names):
+            ip(f"netns add {name}")
+            ip(f"-n {switch} link add to-{number} type veth peer name eth0 netns {name}")
+            ip(f"-n {switch} link set to-{number} master switch up")
             ip(f"-n {name} addr add 10.77.1.{number + 1}/24 dev eth0")
             for device in ("lo", "eth0"):
                 ip(f"-n {name} link set {device} up")
         yield [["ip", "netns", "exec", name] for name in names]
     finally:
-        for name in names:
+        for name in (*names, switch):
             subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
@@ -139,31 +152,33 @@ def limit(host: Sequence[str], rate: str) -> None:
 
 
 def check(rounds: int, size: int, images: int) -> list[list[str]]:
-    """Rows of what the formula says and what two processes take, the computing measured between their steps."""
+    """Rows of what the formula says and what processes here take, the computing measured between their steps."""
     found, rows = network_layers(4, size), []
-    with two_hosts() as hosts:
-        for rate in RATES:
-            for host in hosts:
-                limit(host, rate)
-            for hook in HOOKS[:2]:  # PowerSGD's ended, on gloo, with messages of sizes that do not match
+    for world in PROCESSES:
+        # PowerSGD's ended, on gloo, with messages of sizes that do not match
+        cases = [(rate, hook) for rate in RATES for hook in HOOKS[:2]] if world > 1 else [("none", "none")]
+        with connected(world) as hosts:
+            for rate, hook in cases:
+                for host in hosts:
+                    limit(host, rate)
                 command = [sys.executable, "-m", "benchmarks.cluster", "--worker", hook, "--rounds", str(rounds)]
                 command += ["--size", str(size), "--images", str(images)]
-                env = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+                env = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world)}
                 env |= {"MASTER_ADDR": "10.77.1.1", "MASTER_PORT": "29400"}
-                both = [
+                started = [
                     subprocess.Popen([*host, *command], env=env | {"RANK": str(rank)}, stdout=subprocess.PIPE)
                     for rank, host in enumerate(hosts)
                 ]
-                said = [process.communicate(timeout=600)[0] for process in both]
-                if any(process.returncode for process in both):
+                said = [process.communicate(timeout=600)[0] for process in started]
+                if any(process.returncode for process in started):
                     raise SystemExit("cluster: a process has failed, see above")
                 measured = json.loads(said[0].splitlines()[-1])
                 computing, seconds = measured["computing"], measured["step"]
                 bandwidth = {"none": math.inf}.get(rate) or _bits(rate) / 8 * PAYLOAD
-                predicted = step(found, computing, 2, bandwidth, hook)
-                sent = sum(payload(layer, hook) for layer in found) / 1e6
+                predicted = step(found, computing, world, bandwidth, hook)
+                sent = 2 * (world - 1) / world * sum(payload(layer, hook) for layer in found) / 1e6
                 numbers = (computing, predicted, seconds, seconds / predicted)
-                rows.append([rate, hook, f"{sent:.2f}", *(f"{number:.2f}" for number in numbers)])
+                rows.append([str(world), rate, hook, f"{sent:.2f}", *(f"{number:.2f}" for number in numbers)])
     return rows
 
 
@@ -172,7 +187,7 @@ def _bits(rate: str) -> float:
 
 
 def worker(hook: str, rounds: int, size: int, images: int) -> None:
-    """One of the two processes; prints the median seconds of a step with and without its all-reduce."""
+    """One of the processes; prints the median seconds of a step with and without its all-reduce."""
     import torch
     import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -207,7 +222,7 @@ def worker(hook: str, rounds: int, size: int, images: int) -> None:
             if number >= 2:  # DDP rearranges its buckets after the first
                 times[name].append(time.perf_counter() - start)
             net.zero_grad()
-    found: Any = [None, None]
+    found: Any = [None] * dist.get_world_size()
     dist.all_gather_object(found, {name: statistics.median(each) for name, each in times.items()})
     print(json.dumps({name: max(each[name] for each in found) for name in times}), flush=True)
     dist.destroy_process_group()
@@ -229,9 +244,7 @@ def main() -> None:
         return
     folder, console = Path("outputs") / "benchmark-cluster", Console(highlight=False)
     if args.check:
-        about = (
-            f"VGG-11, ratio 4, {args.size} px, {args.images} images in each of 2 processes of one thread. {hardware()}."
-        )
+        about = f"VGG-11, ratio 4, {args.size} px, {args.images} images in each process of one thread. {hardware()}."
         text = write(folder, "check", CHECKED, check(args.rounds, args.size, args.images), [about])
     else:
         about = (

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import environment
+from processes import PATIENCE, environment
 
 PREFIX = "vggexp-test-"
 _numbers = itertools.count()
@@ -118,7 +118,7 @@ def network(folder: Path, count: int = 2, disks: Path | None = None) -> Iterator
 
 def _remove(namespace: str) -> None:
     """Kills all that runs in a namespace and removes it, with its cables."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while pids := _ip("netns", "pids", namespace, check=False).split():
         for pid in map(int, pids):
             with contextlib.suppress(ProcessLookupError):

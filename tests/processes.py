@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+PATIENCE = 600
+"""Seconds after which what a test waits for counts as hung: no test measures how fast this machine is."""
 THREADS = {"OMP_NUM_THREADS": "1"}
 """Tests run on one thread each, several beside each other; all that they compare is then summed in the same order."""
 
@@ -31,10 +33,10 @@ class Process:
             self.returncode = self.server.codes.get(self.pid)
         return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         with self.server.changed:
             if not self.server.changed.wait_for(lambda: self.pid in self.server.codes, timeout):
-                raise subprocess.TimeoutExpired(f"vggexp, process {self.pid}", timeout or 0)
+                raise subprocess.TimeoutExpired(f"vggexp, process {self.pid}", timeout)
         self.returncode = self.server.codes[self.pid]
         return self.returncode
 
@@ -48,12 +50,12 @@ class Process:
         """What it has written to standard error so far."""
         return Path(self.folder.name, "2").read_text(encoding="utf-8")
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, timeout: float = PATIENCE) -> tuple[str, str]:
         self.wait(timeout)
         return self.output, self.errors
 
-    def wait_for_output(self, text: str, timeout: float = 60) -> None:
-        end = time.monotonic() + timeout
+    def wait_for_output(self, text: str) -> None:
+        end = time.monotonic() + PATIENCE
         while text not in self.output:
             assert time.monotonic() < end, f"no {text!r} in {self.output}{self.errors}"
             assert self.poll() is None, self.output + self.errors
@@ -115,7 +117,7 @@ class Server:
             self.process.stdin.write(json.dumps(order) + "\n")
             self.process.stdin.flush()
             with self.changed:
-                assert self.changed.wait_for(lambda: self.started, 120), "the server has not answered"
+                assert self.changed.wait_for(lambda: self.started, PATIENCE), "the server has not answered"
                 return Process(self, self.started.pop(), folder)
 
 
@@ -139,7 +141,7 @@ def vggexp(*args: str, cwd: Path | None = None, **env: str | None) -> subprocess
     """Runs `vggexp ARGS` as a user would."""
     process = server().start(*args, cwd=cwd, env=environment(**env))
     try:
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate()
     finally:
         process.kill()
     return subprocess.CompletedProcess(args, process.wait(), output, errors)
@@ -148,7 +150,7 @@ def vggexp(*args: str, cwd: Path | None = None, **env: str | None) -> subprocess
 def imports(*args: str, cwd: Path, **env: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """Runs `python -m vggexp.train ARGS` in an interpreter of its own; also returns the modules that it has loaded."""
     command = [sys.executable, "-X", "importtime", "-m", "vggexp.train", *args]
-    done = subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=PATIENCE)
     return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
 
 
@@ -160,4 +162,4 @@ def started(cwd: Path, *args: str, command: str = "train", **env: str | None) ->
         yield process
     finally:
         process.kill()
-        process.wait(60)
+        process.wait()

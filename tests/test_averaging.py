@@ -223,7 +223,7 @@ def test_two_processes_average_and_enlarge_their_images_as_one_and_resume_exactl
     with started(tmp_path / "stopped", *options) as process:
         process.wait_for_output("epoch 1/")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 143, process.output + process.errors
+        assert process.wait() == 143, process.output + process.errors
     resumed = vggexp("train", "resume=last", "allowed_packages=[synthetic]", cwd=tmp_path / "stopped")
     assert resumed.returncode == 0, resumed.stderr
     one, other = (outcome(tmp_path / name / "outputs" / "run") for name in ("whole", "stopped"))

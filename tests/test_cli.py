@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, TESTS, imports, vggexp
+from processes import PATIENCE
 from vggexp import commands
 from vggexp.config import compose
 from vggexp.runs import manifest
@@ -19,7 +20,7 @@ ROOT = TESTS.parent
 def console(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "vggexp"), *args]
     env = os.environ | {"PYTHONPATH": str(TESTS)}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @pytest.mark.slow

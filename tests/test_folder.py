@@ -19,6 +19,7 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 
 from conftest import refusal
+from processes import PATIENCE
 from vggexp.data import pictures, store
 from vggexp.data.folder import Folder
 from vggexp.data.source import Images, digest
@@ -230,7 +231,7 @@ def test_a_build_that_is_killed_is_continued(
         opened().load("train")
 
     child = in_a_fork(killed)
-    child.join(30)
+    child.join(PATIENCE)
     assert child.exitcode == -signal.SIGKILL
     lines = lines_of(kept(tmp_path))
     assert len(lines.read_text().splitlines()) == 1 + 12
@@ -271,7 +272,7 @@ def test_two_processes_build_once(opened: Opener, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pictures, "decoded", slow)
     children = [in_a_fork(lambda: opened().load("train")) for _ in range(2)]
     for child in children:
-        child.join(30)
+        child.join(PATIENCE)
     assert [child.exitcode for child in children] == [0, 0]
     assert (tmp_path / "decodes").read_text() == "." * 20
 
@@ -283,12 +284,12 @@ def test_a_process_that_waits_says_so(opened: Opener, tmp_path: Path, caplog: py
     with FileLock(folder / ".lock"):
         waiting = threading.Thread(target=lambda: found.append(train(opened())))
         waiting.start()
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while "waiting for another process" not in caplog.text:
             assert time.monotonic() < end
             time.sleep(0.01)
         assert not found
-    waiting.join(30)
+    waiting.join(PATIENCE)
     assert len(found) == 1
 
 

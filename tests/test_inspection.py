@@ -303,7 +303,7 @@ MEASURED = ("epoch", "images_per_second", "memory_gib", "train_seconds")
 
 def ends(folder: Path, *args: str, sabotage: tuple[str, int]) -> int:
     """Runs `vggexp train` until the sabotage ends it; returns the exit code."""
-    return server().start("train", *args, cwd=folder, env=environment(), sabotage=[sabotage]).wait(60)
+    return server().start("train", *args, cwd=folder, env=environment(), sabotage=[sabotage]).wait()
 
 
 @pytest.fixture(scope="module")

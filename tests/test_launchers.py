@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, TESTS, configure, refusal, started, vggexp
+from processes import PATIENCE
 from test_sweep import SCORES, SMALL, results, scores, wait_for
 from vggexp.config import compose
 from vggexp.jobs import launcher
@@ -60,7 +61,7 @@ def test_ctrl_c_reaches_the_jobs_of_another_launcher(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=90)
+        out, error = process.communicate()
     assert process.returncode == 130, out + error
     found = results(folder)
     assert sorted(found) == ["0", "1"]  # the third job did not begin
@@ -78,7 +79,7 @@ def test_a_job_whose_time_is_nearly_up_saves_and_is_queued_again(tmp_path: Path)
             assert process.poll() is None, process.output + process.errors
             time.sleep(0.1)
         os.kill(results(folder)["0"]["pid"], signal.SIGUSR2)
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate()
     assert process.returncode == 0, out + error
     assert len(results(folder)["0"]["segments"]) == 1
     log = (folder / "0" / "output.log").read_text()
@@ -230,7 +231,7 @@ def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
     """Checks that processes started from outside train as one run, with the same numbers, in one folder."""
     env = os.environ | {"PYTHONPATH": str(TESTS)}
     command = [*start, "-m", "vggexp.train", *QUICK, *DDP]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (cwd / "outputs").iterdir()
     result = manifest.load(folder, "")

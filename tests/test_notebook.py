@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from processes import PATIENCE
+
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "chapter.ipynb"
 
 
@@ -17,7 +19,7 @@ def test_the_notebook_runs(tmp_path: Path, real_cache: str, monkeypatch: pytest.
     assert NOTEBOOK.stat().st_size < 250_000
     book = nbformat.from_dict(stored)
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(book, timeout=90, coalesce_streams=True, kernel_name="python3", resources=resources).execute()
+    NotebookClient(book, timeout=PATIENCE, coalesce_streams=True, kernel_name="python3", resources=resources).execute()
     for before, after in zip(stored.cells, book.cells, strict=True):
         kinds = [{output.output_type for output in cell.get("outputs", [])} for cell in (before, after)]
         assert kinds[0] == kinds[1], before.source

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import QUICK, TESTS, Run, configure
-from processes import environment
+from processes import PATIENCE, environment
 from vggexp.commands import runs
 from vggexp.config import compose, messages
 from vggexp.data import datamodule
@@ -46,7 +46,7 @@ def begin(*args: str, cwd: Path, **env: str) -> Command:
 
 def end(command: Command, code: int = 0) -> str:
     """What it has printed when it ends."""
-    out, _ = command.communicate(timeout=300)
+    out, _ = command.communicate(timeout=PATIENCE)
     assert command.returncode == code, out
     return out
 
@@ -92,7 +92,7 @@ def test_a_report_and_tensorboard_show_the_runs(folder: Path) -> None:
     try:
         assert board.stdout is not None
         link = next(line.split()[1] for line in board.stdout if line.startswith("TensorBoard: "))
-        until, shown = time.monotonic() + 60, set[str]()
+        until, shown = time.monotonic() + PATIENCE, set[str]()
         while not shown >= {"seed=0", "seed=1"} and time.monotonic() < until:
             time.sleep(0.2)
             with urllib.request.urlopen(link.replace("#custom_scalars", "data/runs")) as answer:
@@ -147,7 +147,7 @@ def test_on_windows_a_process_stops_itself_and_leaves_others_to_their_console(mo
     with signals.Signals() as heeded:
         heeded.armed = True
         threading.Thread(target=signals.stop).start()
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE
         while not heeded.received and time.monotonic() < until:
             time.sleep(0.01)
     assert heeded.received == signal.SIGTERM

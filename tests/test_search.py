@@ -125,7 +125,7 @@ def test_two_workers_share_a_study(tmp_path: Path) -> None:
     with started(tmp_path, *args) as one:
         wait_for(folder, "running")
         with started(tmp_path, *args) as two:
-            assert (one.wait(200), two.wait(200)) == (0, 0)
+            assert (one.wait(), two.wait()) == (0, 0)
     shared = optuna.load_study(study_name="both", storage=f"sqlite:///{tmp_path / 'shared.db'}")
     assert [t.state.is_finished() for t in shared.trials] == [True] * 8
     found = results(folder)
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_a_search_with_its_table(tmp_path: Path) -> None:
         while not (folder / "0" / "checkpoints" / "best.ckpt").exists():
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate()
     assert process.returncode == 130
     assert "interrupted: Ctrl-C" not in out
     assert "0: interrupted: SIGTERM" in out

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import QUICK
 from hosts import Host, hosts  # noqa: F401  (a fixture)
+from processes import PATIENCE
 from test_sweep import results, wait_for
 from vggexp.jobs.search import opened
 from vggexp.runs import layout
@@ -33,14 +34,14 @@ def test_two_hosts_share_a_study_and_one_of_them_dies(
     command = [sys.executable, "-m", "vggexp", *SEARCH]
     folder = tmp_path / "outputs" / "both"
     staying, dying = one.start(*command), other.start(*command)
-    end = time.monotonic() + 240
+    end = time.monotonic() + PATIENCE
     while {run.result["host"] for run in wait_for(folder, "running", "completed", "pruned")} != {"a", "b"}:
         assert time.monotonic() < end, one.log + other.log
     begun = [run.folder.name for run in wait_for(folder, "running") if run.result["host"] == "b"]
     other.signal(signal.SIGKILL)
-    dying.wait(30)
+    dying.wait(PATIENCE)
     again = other.start(*command)
-    assert (staying.wait(400), again.wait(400)) == (0, 0), one.log + other.log
+    assert (staying.wait(PATIENCE), again.wait(PATIENCE)) == (0, 0), one.log + other.log
     study = optuna.load_study(study_name="both", storage=opened(f"journal:{tmp_path / 'study.log'}"))
     found = results(folder)
     assert sorted(found, key=int) == [str(trial.number) for trial in study.trials] == list(map(str, range(NUMBER)))

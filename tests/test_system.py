@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 
+from processes import PATIENCE
 from vggexp.system import hardware, signals
 
 
@@ -78,7 +79,7 @@ def test_a_signal_that_a_thread_receives_waits_for_the_end_of_a_block() -> None:
     def fork() -> None:
         with signals.Signals() as heeded, signals.blocked():
             os.kill(os.getpid(), signal.SIGTERM)  # the thread that watches takes it
-            end = time.monotonic() + 5
+            end = time.monotonic() + PATIENCE
             while not heeded.received and time.monotonic() < end:
                 time.sleep(0.01)
             done.append(heeded.received)

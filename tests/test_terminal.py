@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, TESTS, Run, started, vggexp
-from processes import environment, server
+from processes import PATIENCE, environment, server
 from vggexp import commands
 from vggexp.system import paths, terminal
 
@@ -53,7 +53,7 @@ def test_a_command_whose_reader_leaves_ends_quietly(name: str, trained: Run, tmp
     reader.start()
     process = server().start(*prepared(name, trained, tmp_path), cwd=tmp_path, env=environment(), log=tmp_path / "pipe")
     reader.join(60)
-    assert process.wait(60) in (0, 1, 141)
+    assert process.wait() in (0, 1, 141)
     assert "Traceback" not in read[0]
 
 
@@ -74,7 +74,7 @@ def test_a_command_on_a_poor_terminal(name: str, trained: Run, tmp_path: Path) -
 def test_a_disk_that_is_full_is_told_in_a_line(name: str, trained: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vggexp", *prepared(name, trained, tmp_path)]
     shell = ["bash", "-c", '"$@" > /dev/full', "bash", *command]
-    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (1, "vggexp: standard output: No space left on device\n")
 
 
@@ -84,7 +84,7 @@ def test_a_command_without_any_stream(name: str, trained: Run, tmp_path: Path) -
     words = prepared(name, trained, tmp_path)
     log, closed = tmp_path / "log", [("closed_streams", 0)]
     process = server().start(*words, cwd=tmp_path, env=environment(), log=log, sabotage=closed)
-    assert process.wait(60) == 0
+    assert process.wait() == 0
     assert log.read_text() == ""
 
 
@@ -94,7 +94,7 @@ def test_a_run_without_any_stream(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(TESTS)}
     words = ["train", *QUICK, "trainer.max_epochs=1", "hydra.run.dir=outputs/run"]
     shell = ["bash", "-c", '"$@" >&- 2>&- <&-', "bash", sys.executable, "-m", "vggexp", *words]
-    assert subprocess.run(shell, cwd=tmp_path, env=env, check=False, timeout=120).returncode == 0
+    assert subprocess.run(shell, cwd=tmp_path, env=env, check=False, timeout=PATIENCE).returncode == 0
     assert json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())["status"] == "completed"
 
 
@@ -106,7 +106,7 @@ def test_a_command_without_a_temporary_folder(name: str, trained: Run, tmp_path:
     words = run if name == "train" else prepared(name, trained, tmp_path)
     log, absent = tmp_path / "log", [("no_temporary_folder", 0)]
     process = server().start(*words, cwd=tmp_path, env=environment(), log=log, sabotage=absent)
-    code, text = process.wait(60), log.read_text()
+    code, text = process.wait(), log.read_text()
     assert "Traceback" not in text
     assert code == 0 or (code == 1 and text.splitlines()[-1].startswith("vggexp: TMPDIR: ")), text
     if name == "train":
@@ -135,7 +135,7 @@ def test_a_run_whose_reader_leaves_trains_on(tmp_path: Path) -> None:
     reader.start()
     process = server().start("train", *options, cwd=tmp_path, env=environment(), log=tmp_path / "pipe")
     reader.join(60)
-    assert process.wait(60) == 0
+    assert process.wait() == 0
     assert json.loads((tmp_path / "outputs" / "run" / "result.json").read_text())["status"] == "completed"
 
 
@@ -145,7 +145,7 @@ def test_a_terminal_that_is_closed_stops_a_run_as_ctrl_c_does(tmp_path: Path) ->
     with started(tmp_path, *options) as process:
         process.wait_for_output("epoch 2/")
         process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 129
+        assert process.wait() == 129
         again = "vggexp: stopped by SIGHUP; to continue: vggexp train 'resume=outputs/my run [/a]'\n"
         assert process.errors == again
     result = json.loads((tmp_path / "outputs" / "my run [/a]" / "result.json").read_text())

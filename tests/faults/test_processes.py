@@ -47,7 +47,7 @@ def stop(world: int, cwd: Path, signum: int, everybody: bool) -> None:
                 os.killpg(process.pid, signum)
             else:
                 process.send_signal(signum)
-            assert process.wait(60) == 128 + signum, process.output + process.errors
+            assert process.wait() == 128 + signum, process.output + process.errors
             assert "Traceback" not in process.output + process.errors
             assert manifest.load(cwd / "outputs" / "run", "")["status"] == "interrupted"
             assert _gone(process.pid), "a process still runs"
@@ -99,7 +99,7 @@ def test_the_death_of_a_process_is_told_in_a_line(tmp_path: Path) -> None:
         process.wait_for_output("epoch 2/")
         (other,) = [pid for pid in _members(process.pid) if pid != process.pid]
         os.kill(other, signal.SIGKILL)
-        assert process.wait(60) == 1
+        assert process.wait() == 1
         assert "Traceback" not in process.output + process.errors
         assert process.errors.endswith(
             "vggexp: trainer.strategy=ddp: process 1 of 2 (rank 1) has ended by SIGKILL; "

@@ -19,6 +19,7 @@ from trials import ARGS, Tally
 
 from conftest import vggexp
 from hosts import Host
+from processes import PATIENCE
 from test_launchers import SLURM
 from test_sweep import FORK, results, wait_for
 from vggexp.runs import layout
@@ -93,7 +94,7 @@ class Slurm:
 
     def ask(self, *command: str) -> str:
         """What a command prints on host `a`."""
-        self.start(self.hosts[0], *command).wait(60)
+        self.start(self.hosts[0], *command).wait(PATIENCE)
         return self.hosts[0].logs.pop().read_text()
 
     def sweep(self, *args: str) -> Agent:

@@ -20,6 +20,7 @@ from trials import Tally
 
 from conftest import QUICK
 from hosts import Host
+from processes import PATIENCE
 from test_sweep import results
 from vggexp.runs import layout, read
 
@@ -67,7 +68,7 @@ def database(host: Host, binaries: Path) -> Iterator[Path]:
             yield folder
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(60)
+            server.wait(PATIENCE)
 
 
 def stored(folder: Path) -> optuna.Study:

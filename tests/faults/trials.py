@@ -85,7 +85,7 @@ class Server:
         """Returns the exit code, which is negative if a signal killed the trial."""
         process = self.start(argv, cwd, sabotage, **env)
         try:
-            return process.wait(300)
+            return process.wait()
         finally:
             process.kill()
 
