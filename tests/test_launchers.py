@@ -186,7 +186,7 @@ def test_slurm_changes_no_number(expected: dict[str, list[float]], tmp_path: Pat
 def test_a_job_that_slurm_requeues_continues(tmp_path: Path) -> None:
     args = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.sweep.dir=outputs/slurm"]
     folder = tmp_path / "outputs" / "slurm"
-    with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=60,1", *args) as process:
+    with started(tmp_path, "-m", *QUICK, "trainer.max_epochs=30,1", *args) as process:
         wait_for(folder, "completed")
         wait_for(folder, "running")
         time.sleep(1)

@@ -24,7 +24,7 @@ from vggexp.runs import layout, manifest
 pytestmark = [pytest.mark.slow, pytest.mark.linux]
 
 RUN = Path("outputs", "torchrun_run")
-LONG = 20  # epochs, so that there is time for a fault
+LONG = 10  # epochs, so that there is time for a fault
 TIMEOUT = 40  # seconds, for a machine that is busy with other tests, too
 START = (*ARGS, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.max_epochs={LONG}", f"trainer.timeout={TIMEOUT}")
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else torchrun tells a host that returns no address

@@ -1,7 +1,8 @@
 """Writes a finished network for other programs, and reads each file back to see that it computes the same."""
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +38,17 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
     net = nn.Sequential(ready.normalize, net)
     images, net = (raw, _Raw(net, ready).eval()) if input == "raw" else (prepared(raw, ready.size, ready.fit), net)
 
-    writers = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
+    traced = functools.cache(lambda: _traced(net, images))
+    writers = {
+        "onnx": lambda path: _onnx(network, traced, images, path),
+        "torch": lambda path: _torch(network, traced, images, path),
+        "safetensors": lambda path: _safetensors(network, net, images, path),
+    }
     differences: dict[Format, float] = {}
     for name in formats:
         path = folder / FILES[name]
         with files.replacing(path) as temporary:
-            logits = writers[name](network, net, images, temporary)
+            logits = writers[name](temporary)
             temporary.chmod(0o644)  # some writers let nobody else read
             differences[name] = float((logits - expected).abs().max())
             allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
@@ -67,7 +73,10 @@ class _Raw(nn.Module):
         return self.net(images.float() / 255)
 
 
-def _traced(net: nn.Module, images: Tensor) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+Traced = tuple[torch.export.ExportedProgram, dict[int, str]]
+
+
+def _traced(net: nn.Module, images: Tensor) -> Traced:
     """The program, and the names of the axes that can have any length: of raw images the height and width, too."""
     axes = {0: "batch", 2: "height", 3: "width"} if images.dtype == torch.uint8 else {0: "batch"}
     with torch.no_grad():
@@ -94,10 +103,10 @@ def _about(network: Network, images: Tensor) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in about.items()}
 
 
-def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tensor:
+def _onnx(network: Network, trace: Callable[[], Traced], images: Tensor, path: Path) -> Tensor:
     import onnxruntime
 
-    traced, axes = _traced(net, images)
+    traced, axes = trace()
     names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": (axes,)}
     program: Any = torch.onnx.export(traced, **names, verbose=False)
     program.model.metadata_props.update(_about(network, images))
@@ -106,9 +115,9 @@ def _onnx(network: Network, net: nn.Module, images: Tensor, path: Path) -> Tenso
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _torch(network: Network, net: nn.Module, images: Tensor, path: Path) -> Any:
+def _torch(network: Network, trace: Callable[[], Traced], images: Tensor, path: Path) -> Any:
     with open(path, "wb") as file:
-        torch.export.save(_traced(net, images)[0], file, extra_files=_about(network, images))
+        torch.export.save(trace()[0], file, extra_files=_about(network, images))
     with open(path, "rb") as file, torch.inference_mode():
         return torch.export.load(file).module()(images)
 
