@@ -59,7 +59,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_experiments(paired: bool) -> 
         (found,) = statistics.compare(sample(list(other)), [sample(list(one), first=0 if paired else 100)])
         assert found.interval is not None
         held += found.interval.low <= 0.003 <= found.interval.high
-    assert 0.935 <= held / 1000 <= 0.965
+    assert 0.93 <= held / 1000 <= 0.97
 
 
 @pytest.mark.slow
