@@ -274,7 +274,8 @@ def test_fewer_hosts_go_on_and_one_that_returns_joins(
 ) -> None:
     """Without dropout, the numbers are those of two processes up to rounding.
 
-    At this rate they stay so: with a larger one, training itself makes a thousand times as much of a difference.
+    Training makes a rounding larger, at this rate to less than one part in 10,000 in 60 epochs, while a step that is lost
+    or taken twice moves all later losses by about 30.
     """
     if not request.config.getoption("--full"):
         pytest.skip("a trial of make faults")
@@ -298,5 +299,5 @@ def test_fewer_hosts_go_on_and_one_that_returns_joins(
             assert found["result.json"]["steps"] == expected["result.json"]["steps"]
             for key in ("train/loss", "val/loss"):
                 losses = [[float(row[key]) for row in r["metrics.csv"] if key in row] for r in (found, expected)]
-                assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+                assert losses[0] == pytest.approx(losses[1], rel=5e-4)
     trials.check()
