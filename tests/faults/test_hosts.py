@@ -274,8 +274,8 @@ def test_fewer_hosts_go_on_and_one_that_returns_joins(
 ) -> None:
     """Without dropout, the numbers are those of two processes up to rounding.
 
-    Training enlarges a rounding, at this rate to less than one part in 10,000 in 60 epochs; a step that is lost or taken
-    twice moves the last losses by a hundred.
+    Training enlarges a rounding, at this rate to less than one part in 10,000 in 60 epochs; a step that is lost or
+    taken twice moves the last losses by a hundred.
     """
     if not request.config.getoption("--full"):
         pytest.skip("a trial of make faults")
