@@ -61,11 +61,13 @@ def operations(size: int, ratio: int = 4) -> float:
 
 
 def hardware() -> str:
-    """The machine in words: device, CPU and the version of torch."""
+    """The machine in words: device, CPU and the version of torch; then the revision of this code."""
     import torch
 
     device = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return f"{device}{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return f"{device}{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}; revision {revision}"
 
 
 def table(
