@@ -38,10 +38,10 @@ def export(network: Network, folder: Path, formats: Sequence[Format], input: str
     net = nn.Sequential(ready.normalize, net)
     images, net = (raw, _Raw(net, ready).eval()) if input == "raw" else (prepared(raw, ready.size, ready.fit), net)
 
-    traced = functools.cache(lambda: _traced(net, images))
-    writers = {
-        "onnx": lambda path: _onnx(network, traced, images, path),
-        "torch": lambda path: _torch(network, traced, images, path),
+    trace = functools.cache(lambda: _traced(net, images))
+    writers: dict[Format, Callable[[Path], Tensor]] = {
+        "onnx": lambda path: _onnx(network, trace, images, path),
+        "torch": lambda path: _torch(network, trace, images, path),
         "safetensors": lambda path: _safetensors(network, net, images, path),
     }
     differences: dict[Format, float] = {}
