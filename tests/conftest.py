@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ FOREIGN = ("VGGEXP_OUTPUTS", "HYDRA_", "SLURM_", "TORCHELASTIC_", "NO_COLOR", "F
 for _name in [name for name in os.environ if name.startswith(FOREIGN)]:  # what the user has set for other runs
     del os.environ[_name]
 os.environ |= THREADS
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background; commands that tests start would, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 TINY = (
     f"--config-dir={TESTS / 'conf'}",
     "data=synthetic",

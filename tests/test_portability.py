@@ -37,11 +37,7 @@ def begin(*args: str, cwd: Path, **env: str) -> Command:
     """Starts `vggexp ARGS` without what Windows lacks."""
     command, env = [sys.executable, "-m", "vggexp", *args], environment(PYTHONPATH=str(TESTS / "elsewhere"), **env)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has those in the background ignore it
-    try:
-        return subprocess.Popen(command, cwd=cwd, env=env, **pipes)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return subprocess.Popen(command, cwd=cwd, env=env, **pipes)
 
 
 def end(command: Command, code: int = 0) -> str:
