@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from benchmarks import compare, loops, techniques
+from benchmarks import compare, loops, record, techniques
 from benchmarks.peers import __main__ as peers
+from conftest import TINY
+from processes import TESTS
 from vggexp.models import VGG
+from vggexp.runs import manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,3 +141,36 @@ def test_what_a_peer_lacks_is_named() -> None:
 def test_every_technique_trains(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(techniques, "BATCH", 2)
     techniques.variant(level, 32)()
+
+
+@pytest.mark.parametrize(
+    ("scores", "seconds", "words"),
+    [
+        ([0.941, 0.939], 119, "Accuracy met, time met: it is met."),
+        ([0.9399, 0.94], 119, "Accuracy missed, time met: it is missed."),
+        ([0.95, 0.95], 121, "Accuracy met, time missed: it is missed."),
+    ],
+)
+def test_a_mark_is_met_by_means(scores: list[float], seconds: float, words: str) -> None:
+    found = [record.Attempt(score, seconds + n) for n, score in zip((-1, 1), scores, strict=True)]
+    first, second = record.verdict(found, 0.94, 120)
+    assert second == f"Mark: a mean of 0.9400 in 120 s. {words}"
+    interval = stats.t.interval(0.95, 1, np.mean(scores), stats.sem(scores)) if len(set(scores)) > 1 else scores
+    assert f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}), {seconds} s" in first
+
+
+@pytest.mark.slow
+def test_a_seed_is_timed_as_a_whole_command_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setattr(record, "hardware", lambda: "here; revision abc")
+    args = [*TINY, "model.blocks=[[1,16],[1,16]]", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    first = record.attempt(0, args, tmp_path)
+    (run,) = tmp_path.glob("0-*")
+    result = manifest.load(run, "")
+    assert (result["config"]["optimizer"]["lr"], result["config"]["seed"]) == (0.06, 0)
+    assert first.accuracy == result["test/acc"]
+    assert first.seconds > result["seconds"] + 1, "the start of Python and the imports count"
+    assert record.attempt(0, args, tmp_path) == first, "it is not trained again"
+    monkeypatch.setattr(record, "hardware", lambda: "here; revision abc-dirty")
+    with pytest.raises(SystemExit, match="seed 0 has ended with code 2"):
+        record.attempt(0, [*args, "data.resize=1"], tmp_path)
