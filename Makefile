@@ -13,6 +13,9 @@ VERSIONS ?= 3.11:lowest-direct 3.12:highest 3.13:highest
 # of a command, what concerns the data alone
 SOURCE  = $(filter --config-dir=% allowed_packages=% data=% data.% export=% sheet=%,$(ARGS))
 
+# where Python may not keep what it has compiled, each process compiles torch anew: 10 seconds
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup data train speedrun sweep report tensorboard check test test-versions benchmark benchmark-full benchmark-peers benchmark-gpu equality faults mutants audit lint format lock wheel clean
 

@@ -25,8 +25,12 @@ FOREIGN = ("VGGEXP_OUTPUTS", "HYDRA_", "SLURM_", "TORCHELASTIC_", "NO_COLOR", "F
 for _name in [name for name in os.environ if name.startswith(FOREIGN)]:  # what the user has set for other runs
     del os.environ[_name]
 os.environ |= THREADS
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background; commands that tests start would, too
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signum in (
+    signal.SIGINT,
+    signal.SIGHUP,
+):  # ignored in a shell's background and by nohup; what tests start would, too
+    if signal.getsignal(_signum) == signal.SIG_IGN:
+        signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 TINY = (
     f"--config-dir={TESTS / 'conf'}",
     "data=synthetic",

@@ -146,7 +146,9 @@ def find(net: nn.Module, shape: tuple[int, ...], batch: int, precision: str | No
     """
     convolutions = layers(net, shape)
     own = [files.content(path) for path in sorted(Path(__file__).parent.iterdir()) if path.suffix in (".py", ".cpp")]
-    machine = (hardware.description(), torch.get_num_threads(), torch.__version__, own)
+    about = hardware.description()
+    about["environment"] = {name: x for name, x in about["environment"].items() if not name.endswith("_THREADS")}
+    machine = (about, torch.get_num_threads(), torch.__version__, own)
     facts = (machine, [(name, count) for name, (_, count) in convolutions.items()], batch, precision)
     path = paths.cache() / "choices" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
     with ExitStack() as stack:
