@@ -60,7 +60,7 @@ tensorboard: $(READY) ## look at all runs under outputs/ on localhost
 check: lint ## lint and the quick tests, for before each commit (1 to 3 minutes)
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test: $(DEV) ## run the test suite (20 minutes on two cores of an AMD EPYC, Zen 3)
+test: $(DEV) ## run the test suite (17 minutes on two cores of an AMD EPYC, Zen 3)
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-versions: $(DEV) ## run the quick tests with the oldest packages allowed, and with newer Pythons

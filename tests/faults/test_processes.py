@@ -94,11 +94,17 @@ def test_several_processes(tally: Callable[[str], Tally], tmp_path: Path, count:
     worlds.check()
 
 
-def test_the_death_of_a_process_is_told_in_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "when Lightning has seen it"])
+def test_the_death_of_a_process_is_told_in_a_line(late: bool, tmp_path: Path) -> None:
     with started(tmp_path, *options(2), "trainer.max_epochs=500", "hydra.run.dir=outputs/run") as process:
         process.wait_for_output("epoch 2/")
         (other,) = [pid for pid in _members(process.pid) if pid != process.pid]
+        if late:
+            os.kill(process.pid, signal.SIGSTOP)
         os.kill(other, signal.SIGKILL)
+        if late:
+            time.sleep(6)
+            os.kill(process.pid, signal.SIGCONT)
         assert process.wait() == 1
         assert "Traceback" not in process.output + process.errors
         assert process.errors.endswith(

@@ -3,11 +3,13 @@
 import logging
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -22,6 +24,19 @@ from vggexp.errors import UserError
 from vggexp.inspection.profile import Profile
 from vggexp.runs import layout
 from vggexp.system import hardware
+
+GRACE = 20  # seconds in which a process that has lost another one may say so and record it
+
+
+class _Observer(subprocess_script._ChildProcessObserver):
+    """Lightning's, which kills the first process as soon as it sees, every five seconds, that another one has died."""
+
+    def _terminate_all(self) -> None:
+        time.sleep(GRACE)
+        super()._terminate_all()
+
+
+subprocess_script._ChildProcessObserver = _Observer  # type: ignore[misc]
 
 
 def make_trainer(cfg: Config, folder: Path, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
