@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, TESTS, configure, refusal, started, vggexp
-from test_sweep import SMALL, results, scores, wait_for
+from processes import PATIENCE
+from test_sweep import SCORES, SMALL, results, scores, wait_for
 from vggexp.config import compose
 from vggexp.jobs import launcher
 from vggexp.runs import manifest
@@ -211,6 +213,35 @@ def test_a_launcher_whose_package_is_missing_is_named(monkeypatch: pytest.Monkey
     assert text.startswith("hydra/launcher=submitit_slurm: ")
     assert text.endswith("make setup EXTRAS=submitit")
     assert configure(*SMALL)  # no state of Hydra is left behind
+
+
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The result of one run on two processes, started by Lightning."""
+    folder = tmp_path_factory.mktemp("ddp")
+    done = vggexp("train", *QUICK, *DDP, "hydra.run.dir=outputs/run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return manifest.load(folder / "outputs" / "run", "")
+
+
+def same_as(expected: dict[str, object], cwd: Path, *start: str) -> None:
+    """Checks that processes started from outside train as one run, with the same numbers, in one folder."""
+    env = os.environ | {"PYTHONPATH": str(TESTS)}
+    command = [*start, "-m", "vggexp.train", *QUICK, *DDP]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (cwd / "outputs").iterdir()
+    result = manifest.load(folder, "")
+    assert [result[name] for name in SCORES] == [expected[name] for name in SCORES]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+def test_slurm_trains_one_run_on_two_processes(two_processes: dict[str, object], tmp_path: Path) -> None:
+    same_as(two_processes, tmp_path, "srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable)
 
 
 @pytest.mark.slow

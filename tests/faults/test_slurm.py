@@ -216,9 +216,10 @@ def test_a_run_on_two_nodes_that_slurm_requeues_continues(
     tally: Callable[[str], Tally],
     slurm: Callable[[Path], Slurm],
     tmp_path: Path,
-    undisturbed: dict[str, Any],  # noqa: F811
     count: Callable[[int, int], int],
+    request: pytest.FixtureRequest,
 ) -> None:
+    expected = request.getfixturevalue("undisturbed")  # not before it is known that the trial is not skipped
     trials, draw = tally("slurm: a run on two nodes requeued"), random.Random(5)
     for number in range(count(1, 1)):
         with trials.trial(f"requeued {number}"):
@@ -232,7 +233,7 @@ def test_a_run_on_two_nodes_that_slurm_requeues_continues(
             time.sleep(draw.uniform(0, 1))
             cluster.ask("scontrol", "requeue", job)
             until(partial(completed, folder), cluster.hosts)
-            same(folder, undisturbed)
+            same(folder, expected)
             log = (cluster.disk / f"slurm-{job}.out").read_text()
             assert f"epoch {LONG}/{LONG}" in log
     trials.check()

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,24 +22,24 @@ from conftest import QUICK
 from hosts import Host
 from processes import PATIENCE
 from test_sweep import results
+from vggexp.jobs.search import opened
 from vggexp.runs import layout, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.linux]
 NUMBER = 4  # trials of Optuna
 USER, PASSWORD = "searcher", "not-to-be-seen"
 URL = f"postgresql+psycopg://{USER}@a/postgres"
+JOURNAL = "journal:study.log"  # on the common disk
 SEARCH = (
     *("train", "-m", *QUICK, "search=optuna", f"search.n_trials={NUMBER}", "search.startup_trials=2"),
-    *(f"search.storage={URL}", "search.study=both", "hydra.sweep.dir=outputs/both"),
+    *("search.study=both", "hydra.sweep.dir=outputs/both"),
     *("data.resize=32", "data.batch_size=64", "optimizer.lr=tag(log,interval(1e-4,5e-3))", "trainer.max_epochs=30"),
 )
 
 
 @pytest.fixture(scope="module")
-def binaries(request: pytest.FixtureRequest) -> Path:
+def binaries() -> Path:
     """The folder of PostgreSQL's programs."""
-    if not request.config.getoption("--full"):
-        pytest.skip("a trial of make faults")
     if find_spec("psycopg") is None:
         pytest.skip("psycopg is not installed; make setup EXTRAS=postgresql")
     found = [Path(shutil.which("initdb") or "none").parent, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
@@ -77,13 +77,17 @@ def stored(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="both", storage=storage)
 
 
-def search(host: Host) -> subprocess.Popen[bytes]:
+def journal(disk: Path) -> optuna.Study:
+    return optuna.load_study(study_name="both", storage=opened(f"journal:{disk / 'study.log'}"))
+
+
+def search(host: Host, storage: str) -> subprocess.Popen[bytes]:
     """Starts a search, with the password in a file, as ~/.pgpass, or in a variable."""
     file = host.cwd / "pgpass"
     file.write_text(f"*:*:*:{USER}:{PASSWORD}")
     file.chmod(0o600)
     login = {"PGPASSFILE": str(file)} if host.name == "a" else {"PGPASSWORD": PASSWORD}
-    return host.start(sys.executable, "-m", "vggexp", *SEARCH, **login)
+    return host.start(sys.executable, "-m", "vggexp", *SEARCH, f"search.storage={storage}", **login)
 
 
 def running(folder: Path) -> dict[str, str]:
@@ -117,23 +121,28 @@ def check(folder: Path, study: optuna.Study, hosts: list[Host], cut_off: set[str
 
 
 @pytest.mark.parametrize("kind", ["host", "cable and host"])
-def test_a_study_in_a_database_outlives(
+@pytest.mark.parametrize("storage", [JOURNAL, URL], ids=["journal", "database"])
+def test_a_study_outlives(
+    storage: str,
     kind: str,
     tally: Callable[[str], Tally],
     hosts: Hosts,
     tmp_path: Path,
-    binaries: Path,
     count: Callable[[int, int], int],
+    request: pytest.FixtureRequest,
 ) -> None:
-    trials, draw = tally(f"studies: {kind}"), random.Random(4)
+    if not request.config.getoption("--full"):
+        pytest.skip("a trial of make faults")
+    binaries = request.getfixturevalue("binaries") if storage == URL else None
+    trials, draw = tally(f"studies: {kind}, {storage.partition(':')[0]}"), random.Random(4)
     for number in range(count(3, 1)):
         with trials.trial(f"{kind} {number}"):
             disk = tmp_path / str(number)
             disk.mkdir()
             a, b = hosts(folder=disk)
             folder = disk / "outputs" / "both"
-            with database(a, binaries) as socket:
-                searches = [search(a), search(b)]  # both make the tables of the new database
+            with database(a, binaries) if binaries else nullcontext() as socket:
+                searches = [search(a, storage), search(b, storage)]  # both make the tables of a new database
                 until(partial(on_both, folder), [a, b], 240)
                 time.sleep(draw.uniform(0, 1))
                 if kind == "cable and host":  # the database does not hear that its client has gone
@@ -141,7 +150,7 @@ def test_a_study_in_a_database_outlives(
                 cut_off = {name for name, host in running(folder).items() if host == "b"}
                 b.signal()
                 b.cut(False)
-                searches[1] = search(b)
+                searches[1] = search(b, storage)
                 finished(searches, [a, b])
-                check(folder, stored(socket), [a, b], cut_off)
+                check(folder, stored(socket) if socket else journal(disk), [a, b], cut_off)
     trials.check()
