@@ -25,12 +25,10 @@ FOREIGN = ("VGGEXP_OUTPUTS", "HYDRA_", "SLURM_", "TORCHELASTIC_", "NO_COLOR", "F
 for _name in [name for name in os.environ if name.startswith(FOREIGN)]:  # what the user has set for other runs
     del os.environ[_name]
 os.environ |= THREADS
-for _signum in (
-    signal.SIGINT,
-    signal.SIGHUP,
-):  # ignored in a shell's background and by nohup; what tests start would, too
-    if signal.getsignal(_signum) == signal.SIG_IGN:
-        signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
+# a shell's background ignores the one, nohup the other, and what tests start there would, too
+for _signal, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if signal.getsignal(getattr(signal, _signal, signal.SIGINT)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, _signal), _usual)
 TINY = (
     f"--config-dir={TESTS / 'conf'}",
     "data=synthetic",
