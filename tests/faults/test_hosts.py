@@ -19,6 +19,7 @@ from trials import ARGS, Tally
 
 from conftest import vggexp
 from hosts import Host
+from processes import PATIENCE
 from vggexp.runs import layout, manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.linux]
@@ -70,7 +71,7 @@ def completed(folder: Path) -> bool:
     return bool(manifest.load(folder, "")["status"] == "completed")
 
 
-def until(done: Callable[[], Any], hosts: list[Host], seconds: float = 300) -> None:
+def until(done: Callable[[], Any], hosts: list[Host], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "\n".join(host.log for host in hosts)
@@ -223,7 +224,7 @@ def test_a_run_outlives(
                     segments = 0
                 case "agent of a":  # which holds torchrun's store: the other agent stops its worker, and all save
                     a.signal(text=AGENT)
-                    agents[1].wait(500)
+                    agents[1].wait(PATIENCE)
                     until(partial(ended, a), pair)
                     again(pair, way)
                 case "host b":
@@ -236,7 +237,7 @@ def test_a_run_outlives(
                     again(pair, way)
                 case "notice":  # of a cloud that takes its machine back
                     agents[1].send_signal(signal.SIGTERM)
-                    agents[1].wait(100)
+                    agents[1].wait(PATIENCE)
                     finished([agents[0], torchrun(b, way)], pair)
                 case "cable for good":
                     b.cut()
