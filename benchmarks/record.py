@@ -39,18 +39,17 @@ def attempt(seed: int, args: Sequence[str], folder: Path) -> Attempt:
         SystemExit: the run has failed, which has printed why.
     """
     command = ["vggexp.train", "experiment=speedrun", *args, f"seed={seed}"]
-    run, stored = folder / str(seed), folder / f"{seed}.json"
+    run, stored = folder / f"{seed}-{time.time_ns()}", folder / f"{seed}.json"
     about = {"command": command, "machine": hardware()}
     known = not about["machine"].endswith(("dirty", "unknown"))  # which code it is
     if known and stored.exists() and (found := json.loads(stored.read_text("utf-8"))).pop("about") == about:
         return Attempt(**found)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", *command, f"hydra.run.dir={run}-{time.time_ns()}"], check=False)
+    done = subprocess.run([sys.executable, "-m", *command, f"hydra.run.dir={run}"], check=False)
     seconds = time.perf_counter() - start
     if done.returncode != 0:
         raise SystemExit(f"record: seed {seed} has ended with code {done.returncode}, see above")
-    newest = max(folder.glob(f"{seed}-*/result.json"), key=lambda path: path.stat().st_mtime_ns)
-    made = Attempt(json.loads(newest.read_text("utf-8"))["test/acc"], seconds)
+    made = Attempt(json.loads((run / "result.json").read_text("utf-8"))["test/acc"], seconds)
     stored.write_text(json.dumps({**made._asdict(), "about": about}), "utf-8")
     return made
 

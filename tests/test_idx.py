@@ -17,6 +17,7 @@ import pytest
 
 import synthetic
 from conftest import TINY, refusal, vggexp
+from processes import PATIENCE
 from vggexp.data import idx
 from vggexp.errors import UserError
 
@@ -197,7 +198,7 @@ assert len(idx.obtain(spec, {str(root)!r}, {str(tmp_path / "cache")!r})) == 4
 """
     command = [sys.executable, "-c", code]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
-    assert [(p.wait(), p.communicate()[1]) for p in started] == [(0, "")] * 8
+    assert [(p.wait(PATIENCE), p.communicate()[1]) for p in started] == [(0, "")] * 8
     assert {p.name for p in (tmp_path / "cache" / "synthetic").iterdir()} - {".lock"} == set(synthetic.FILES)
 
 

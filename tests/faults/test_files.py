@@ -14,6 +14,7 @@ import torch
 from trials import RESUME, START, Server, Tally, finish
 
 import synthetic
+from processes import PATIENCE
 from vggexp.checkpoints import file as checkpoint
 from vggexp.data import idx
 from vggexp.errors import UserError
@@ -197,6 +198,6 @@ def test_data(tally: Callable[[str], Tally], tmp_path: Path, count: Callable[[in
             f"assert len(idx.obtain(spec, {str(root)!r}, {str(cache)!r})) == 4"
         )
         started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(8)]
-        assert [process.wait() for process in started] == [0] * 8
+        assert [process.wait(PATIENCE) for process in started] == [0] * 8
         assert {path.name: path.read_bytes() for path in (cache / "synthetic").glob("*ubyte*")} == good
     data.check()
